@@ -1,0 +1,947 @@
+"""Tasks, model, training, sweep and output shared by grok.py, double_descent.py and emergence.py.
+
+The suite reproduces Huang et al. 2024, "Unified View of Grokking, Double Descent and Emergent Abilities"
+(arXiv 2402.15175). Its experiments are hundreds of small runs of the same shape, so every parameter and
+activation carries a leading axis of runs, R in the shape comments: one forward pass, one loss and one AdamW
+train a whole population, each run exactly as if it were alone. With R = 1 this is the textbook model.
+
+    python common.py --device cpu --threads 1      measures what that buys on this machine
+"""
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch>=2.4,<2.14", "numpy>=1.26,<3", "matplotlib>=3.8,<4"]
+# ///
+import argparse
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import sqlite3
+import sys
+import time
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import nn
+
+# tasks: pairs, labels, the split
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: every field that its result depends on, and nothing else.
+
+    task is 'addition' (a + b) mod p, 'squared_addition' (a + b)^2 mod p, or 'random': a random label for each
+    unordered pair {a, b}. data of the p*p ordered pairs train, the rest validate. memorize adds that many
+    examples of a - b with random labels; then, or if operator is set, a token for + or - stands between a and b.
+    With split, half of the feed-forward units serve addition only and the other half the memorization only.
+    """
+    task: str
+    p: int
+    hidden: int
+    data: int
+    seed: int
+    steps: int
+    lr: float
+    weight_decay: float
+    loss: str = "float32"
+    eps: float = 1e-8
+    layers: int = 1
+    heads: int = 4
+    memorize: int = 0
+    operator: bool = False
+    split: bool = False
+    experiment: str = ""
+
+    @property
+    def length(self):
+        """Tokens in a sequence: a b =, or a + b = where there is an operator token."""
+        return 4 if self.operator or self.memorize else 3
+
+    @property
+    def vocabulary(self):
+        """Number of tokens: the numbers 0 to p-1, '=' (p), and with an operator token '+' (p+1) and '-' (p+2)."""
+        return self.p + (3 if self.length == 4 else 1)
+
+
+def generator(run, purpose):
+    """A random generator on the CPU that depends on the run's seed and the purpose alone."""
+    return torch.Generator().manual_seed(10 * run.seed + ("split", "labels", "weights", "memorize").index(purpose))
+
+
+def answers(run):
+    """Labels of all ordered pairs, (p*p,) int64; pair (a, b) stands at a*p + b."""
+    a, b = torch.arange(run.p)[:, None], torch.arange(run.p)
+    if run.task == "addition":
+        return ((a + b) % run.p).flatten()
+    if run.task == "squared_addition":
+        return ((a + b) ** 2 % run.p).flatten()
+    table = torch.randint(run.p, (run.p, run.p), generator=generator(run, "labels"))
+    return table[torch.minimum(a, b), torch.maximum(a, b)].flatten()
+
+
+def train_pairs(run):
+    """Training pairs as numbers a*p + b, (data,); a seed's smaller training set is contained in its larger ones."""
+    return torch.randperm(run.p**2, generator=generator(run, "split"))[:run.data]
+
+
+def sequences(run, pairs, minus=False):
+    """Tokens (N, T) of ordered pairs (N,)."""
+    columns = [pairs // run.p, pairs % run.p, torch.full_like(pairs, run.p)]
+    if run.length == 4:
+        columns.insert(1, torch.full_like(pairs, run.p + 1 + minus))
+    return torch.stack(columns, -1)
+
+
+def training_set(run):
+    """Tokens (N, T) and labels (N,), N = data + memorize."""
+    pairs, draw = train_pairs(run), generator(run, "memorize")
+    noise = torch.randperm(run.p**2, generator=draw)[:run.memorize]
+    tokens = torch.cat([sequences(run, pairs), sequences(run, noise, minus=True)])
+    return tokens, torch.cat([answers(run)[pairs], torch.randint(run.p, noise.shape, generator=draw)])
+
+
+# model: a decoder-only transformer with a leading axis of runs
+
+
+class LookUp(torch.autograd.Function):
+    """Sum of the table rows that an example names; its gradient is the same sum over the examples that name a row.
+
+    Equal to F.embedding(index, table).sum(1), but without a scatter backward: fast, and deterministic on CUDA.
+    """
+
+    @staticmethod
+    def forward(ctx, table, index, examples, offsets):
+        """table (rows, width), index (N, k) -> (N, width); examples[offsets[i]:offsets[i + 1]] name row i."""
+        ctx.inverse = examples, offsets
+        return F.embedding_bag(index, table, mode="sum")
+
+    @staticmethod
+    def backward(ctx, gradient):
+        """gradient (N, width) -> (rows, width)."""
+        examples, offsets = ctx.inverse
+        return F.embedding_bag(examples, gradient.contiguous(), offsets, mode="sum"), None, None, None
+
+
+class Inputs:
+    """Token sequences of a population, (R, N, T), and which rows of the table of attention each of them reads."""
+
+    def __init__(self, tokens, run):
+        self.tokens = tokens
+        (r, n, t), device = tokens.shape, tokens.device
+        table = torch.arange(r * (t - 1), device=device).view(r, 1, t - 1) * run.vocabulary   # where each table begins
+        self.index = (tokens[..., :-1] + table).flatten(0, 1)                                 # (R*N, T-1)
+        row, order = self.index.flatten().sort(stable=True)
+        self.examples = order // (t - 1)                                                      # sorted by row
+        self.offsets = torch.searchsorted(row, torch.arange(r * (t - 1) * run.vocabulary, device=device))
+        minus = tokens[..., 1] == run.p + 2
+        self.share = torch.stack([~minus, minus], -1).float() if run.split else None          # (R, N, 2)
+
+
+class Block(nn.Module):
+    """Causal self-attention and a ReLU feed-forward layer four times as wide, each added to the residual stream.
+
+    No normalisation, biases in the feed-forward layer only (Nanda et al. 2023, arXiv 2301.05217).
+    """
+
+    def __init__(self, run, draw):
+        super().__init__()
+        d, depth, self.heads = run.hidden, run.layers**-0.5, run.heads
+        self.query, self.key, self.value, self.output = draw(d, d), draw(d, d), draw(d, d), draw(d, d, scale=depth)
+        self.mlp_in, self.mlp_in_bias = draw(d, 4 * d), draw(4 * d, scale=0)
+        self.mlp_out, self.mlp_out_bias = draw(4 * d, d, scale=depth), draw(d, scale=0)
+
+    def attention(self, x, last):
+        """What attention reads at every position, (R, N, T, d) -> the same, or with last at the last: (R, N, 1, d)."""
+        def per_head(x, weight):
+            return (x @ weight[:, None]).unflatten(-1, (self.heads, -1)).transpose(2, 3)      # (R, N, heads, T, d/heads)
+        query = per_head(x[:, :, -1:] if last else x, self.query)
+        read = F.scaled_dot_product_attention(query, per_head(x, self.key), per_head(x, self.value), is_causal=not last)
+        return read.transpose(2, 3).flatten(-2)
+
+    def attention_by_table(self, table, equals, inputs):
+        """The same at '=' of a 1-layer model, (R, N, d), for a table (R, rows, d) of every token at every position.
+
+        The query is that of '=' in every example, and keys and values depend on a token and its position alone. So
+        softmax(scores) @ values, a ratio of sums over positions of exp(score) * value and of exp(score), needs its
+        terms once per row of the table and then one look-up per example: exact, not an approximation, as long as a
+        head's scores lie within 170 of each other, the range of exp in float32 (70 was seen).
+        """
+        rows = torch.cat([table, equals], 1)                                                  # (R, rows + 1, d)
+        query = (equals @ self.query).unflatten(-1, (self.heads, -1))                         # (R, 1, heads, d/heads)
+        key = (rows @ self.key).unflatten(-1, (self.heads, -1))                               # (R, rows + 1, heads, d/heads)
+        value = (rows @ self.value).unflatten(-1, (self.heads, -1))
+        score = (key * query).sum(-1) / math.sqrt(query.shape[-1])                            # (R, rows + 1, heads)
+        middle = (score.amax(1, keepdim=True) + score.amin(1, keepdim=True)).detach() / 2     # cancels in the ratio
+        weight = (score - middle).exp()
+        terms = torch.cat([(weight[..., None] * value).flatten(2), weight], -1)               # (R, rows + 1, d + heads)
+        found = LookUp.apply(terms[:, :-1].flatten(0, 1), inputs.index, inputs.examples, inputs.offsets)
+        total = found.view(len(rows), -1, terms.shape[-1]) + terms[:, -1:]                    # (R, N, d + heads)
+        read, weight = total.split([rows.shape[-1], self.heads], -1)
+        return (read.unflatten(-1, (self.heads, -1)) / weight[..., None]).flatten(-2)
+
+    def add(self, x, read, share):
+        """The residual stream x (R, n or 1, d) after read (R, n, d) from attention and the feed-forward layer.
+
+        share (R, n, 2), if not None, tells which half of the feed-forward units serves an example.
+        """
+        x = torch.baddbmm(x, read, self.output)
+        units = torch.baddbmm(self.mlp_in_bias[:, None], x, self.mlp_in).relu_()              # (R, n, 4d)
+        if share is not None:
+            units = (units.unflatten(-1, (2, -1)) * share[..., None]).flatten(-2)
+        return torch.baddbmm(x + self.mlp_out_bias[:, None], units, self.mlp_out)
+
+
+class Transformer(nn.Module):
+    """A population of transformers with learned positions and an untied unembedding (paper section 2).
+
+    runs: they share everything but seed and labels. Weights are normal / sqrt(hidden), what a block adds to the
+    residual stream smaller by sqrt(layers); each run's are drawn on the CPU from its own seed.
+    """
+
+    def __init__(self, runs):
+        super().__init__()
+        run, generators = runs[0], [generator(run, "weights") for run in runs]
+
+        def draw(*shape, scale=1.0):
+            return nn.Parameter(torch.stack([torch.randn(shape, generator=g) for g in generators]) * scale * run.hidden**-0.5)
+
+        self.equals = run.p
+        self.embed, self.position = draw(run.vocabulary, run.hidden), draw(run.length, run.hidden)
+        self.blocks = nn.ModuleList(Block(run, draw) for _ in range(run.layers))
+        self.unembed = draw(run.hidden, run.p)
+
+    def forward(self, inputs, textbook=False):
+        """Logits at '=', (R, N, p). textbook=True computes every position of every example, without the look-up."""
+        if len(self.blocks) == 1 and not textbook:
+            table = (self.embed[:, None] + self.position[:, :-1, None]).flatten(1, 2)         # (R, (T-1) * vocabulary, d)
+            equals = self.embed[:, self.equals, None] + self.position[:, -1:]                 # (R, 1, d)
+            read = self.blocks[0].attention_by_table(table, equals, inputs)
+            return self.blocks[0].add(equals, read, inputs.share) @ self.unembed
+        r, n, t = inputs.tokens.shape
+        own = torch.arange(r, device=self.embed.device)[:, None, None] * self.embed.shape[1]
+        x = F.embedding(inputs.tokens + own, self.embed.flatten(0, 1)) + self.position[:, None]    # (R, N, T, d)
+        for block in self.blocks:
+            last = block is self.blocks[-1] and not textbook
+            read = block.attention(x, last).flatten(1, 2)
+            x = (x[:, :, -1:] if last else x).flatten(1, 2)                                   # (R, N*T, d)
+            share = inputs.share
+            x = block.add(x, read, None if share is None else share.repeat_interleave(x.shape[1] // n, 1)).unflatten(1, (n, -1))
+        return x[:, :, -1] @ self.unembed
+
+    def norm(self):
+        """L2 norm of all parameters of each run, (R,)."""
+        return sum(w.square().flatten(1).sum(1) for w in self.parameters()).sqrt()
+
+
+# training: one loop
+
+
+def cross_entropy(logits, labels):
+    """-log softmax at the label, (..., p) and (...) -> (...), accurate to float32 however small it is.
+
+    softplus(logsumexp of the wrong classes - the right logit); F.cross_entropy rounds to 0 below about 1e-7.
+    """
+    right = logits.gather(-1, labels[..., None]).squeeze(-1)
+    wrong = logits.scatter(-1, labels[..., None], -math.inf).logsumexp(-1)
+    return F.softplus(wrong - right)
+
+
+def training_loss(logits, labels, kind):
+    """Sum over runs of each run's mean loss, a scalar: the sum keeps the gradients of the runs apart."""
+    if kind == "exact":
+        return cross_entropy(logits, labels).mean(-1).sum()
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / labels.shape[-1]
+
+
+class Population:
+    """The data of runs that train together, on a device: they share everything but seed and labels."""
+
+    def __init__(self, runs, device):
+        def stack(tensors):
+            return torch.stack(list(tensors)).to(device)
+        run, tokens, labels = runs[0], *zip(*map(training_set, runs))
+        self.run = run
+        self.inputs, self.labels = Inputs(stack(tokens), run), stack(labels)                  # (R, N, T), (R, N)
+        self.grid = Inputs(stack([sequences(run, torch.arange(run.p**2))] * len(runs)), run)  # every pair, (R, p*p, T)
+        self.answers = stack(map(answers, runs))                                              # (R, p*p)
+        self.train = stack(torch.zeros(run.p**2, dtype=torch.bool).index_fill(0, train_pairs(r), True) for r in runs)
+        mirrored = self.train.unflatten(1, (run.p, run.p)).mT.flatten(1)
+        self.val, self.unmirrored = ~self.train, ~self.train & ~mirrored                      # (R, p*p) bool
+
+
+def mean_over(values, mask):
+    """Mean of values (R, n) where mask (R, n), per run; NaN where the mask is empty."""
+    return values.where(mask, 0).sum(1) / mask.sum(1)
+
+
+def circuits(logits, data):
+    """The generalizing circuit, measured in logits (R, p*p, p) of all pairs: a dict of (R,) tensors.
+
+    The logits of a pure generalizing circuit for addition depend on delta = c - (a + b) mod p alone. That part is
+    estimated as the mean of the centred logits at each delta over the validation pairs whose mirror (b, a) was not
+    trained on either, where memorization knows nothing. For (a + b)^2 it depends on (a + b, c): p means per sum.
+    circuit_share: share of the logit variance on these pairs that the part explains. circuit_margin: its right
+    logit less its largest wrong one, mean over sums. circuit_spread: standard deviation of the remainder.
+    memory_acc: training accuracy of the remainder, what memorization alone still knows.
+    """
+    p = logits.shape[-1]
+    pair = torch.arange(p * p, device=logits.device)
+    total = (pair // p + pair % p) % p
+    if data.run.task == "squared_addition":
+        order, groups, answer = torch.arange(p, device=logits.device).expand(p * p, p), p, data.answers[0]
+        group = total
+    else:
+        order, groups, answer = (total[:, None] + torch.arange(p, device=logits.device)) % p, 1, torch.zeros_like(pair)
+        group = torch.zeros_like(pair)
+    x = logits - logits.mean(-1, keepdim=True)
+    x = x.gather(-1, order.expand_as(x))                                                      # (R, p*p, p) by delta or by c
+    member = F.one_hot(group, groups).T * data.unmirrored[:, None].float()                    # (R, groups, p*p)
+    count = member.sum(-1, keepdim=True)
+    part = member @ x / count.clamp(min=1)                                                    # (R, groups, p)
+    pairs = count.sum((1, 2))
+    everything = mean_over(x.square().sum(-1), data.unmirrored) * pairs
+    remainder = ((everything - (part.square() * count).sum((1, 2))) * pairs / (pairs - groups)).clamp(min=0)    # unbiased
+    at = torch.zeros(groups, dtype=torch.long, device=logits.device).scatter(0, group, answer).expand(len(x), -1)[..., None]
+    margin = part.gather(-1, at).squeeze(-1) - part.scatter(-1, at, -math.inf).amax(-1)       # (R, groups)
+    rest, answer = x - part[:, group], answer.expand(len(x), -1)[..., None]
+    memory = rest.gather(-1, answer).squeeze(-1) > rest.scatter(-1, answer, -math.inf).amax(-1)
+    return {"circuit_share": 1 - remainder / everything, "circuit_margin": margin.mean(1),
+            "circuit_spread": (remainder / (pairs * p)).sqrt(),
+            "memory_acc": mean_over(memory.float(), data.train)}
+
+
+def fourier_concentration(embed, p, top=5):
+    """Share of the Fourier power of number embeddings (R, >= p, d) over the tokens in the strongest frequencies, (R,)."""
+    power = torch.fft.rfft(embed[:, :p], dim=1)[:, 1:].abs().square().sum(-1)                 # (R, p // 2)
+    return power.topk(min(top, power.shape[1]), dim=1).values.sum(1) / power.sum(1)
+
+
+@torch.no_grad()
+def evaluate(model, data):
+    """Every measure of every run now, a dict of (R,) tensors: accuracies, accurate losses, norm, circuits."""
+    logits = model(data.grid)                                                                 # (R, p*p, p)
+    loss, hit = cross_entropy(logits, data.answers), (logits.argmax(-1) == data.answers).float()
+    measures = {"train_acc": mean_over(hit, data.train), "val_acc": mean_over(hit, data.val),
+                "val_acc_unmirrored": mean_over(hit, data.unmirrored), "train_loss": mean_over(loss, data.train),
+                "val_loss": mean_over(loss, data.val), "norm": model.norm()}
+    if data.run.memorize:
+        guess = model(data.inputs).argmax(-1)[:, data.run.data:]
+        measures["memorize_acc"] = (guess == data.labels[:, data.run.data:]).float().mean(1)
+    if data.run.task != "random":
+        measures |= circuits(logits, data)
+        measures["fourier_top5"] = fourier_concentration(model.embed, data.run.p)
+    return measures
+
+
+def evaluation_steps(steps):
+    """The steps after which a run is evaluated: 0, dense at the start on a log scale, then every hundredth of the run."""
+    points = np.concatenate([[0], np.geomspace(1, steps, 60), np.linspace(steps / 100, steps, 100)])
+    return sorted(set(points.round().astype(int).tolist()))
+
+
+WARMUP = 10                 # steps over which the learning rate rises linearly (Nanda et al. 2023)
+CHECKPOINT_SECONDS = 30     # a killed process loses at most this much of a population
+
+
+def training_step(model, optimizer, data, compiled):
+    """A function that makes one optimization step of the population."""
+    def loss():
+        return training_loss(model(data.inputs), data.labels, data.run.loss)
+    if compiled:
+        loss = torch.compile(loss)
+
+    def step():
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    return step
+
+
+def capture(step, optimizer):
+    """The step as a CUDA graph: one launch instead of a hundred small kernels; the step itself where that fails."""
+    try:
+        torch.cuda.synchronize()
+        optimizer.zero_grad()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        return graph.replay
+    except RuntimeError as error:
+        print(f"no CUDA graph, slower: {str(error).splitlines()[0]}", file=sys.stderr)
+        torch.cuda.synchronize()
+        return step
+
+
+def train(runs, device, compiled=False, checkpoint=None, tick=lambda step, measures: None):
+    """Train runs of one shape together. Returns the history: a dict of (R, evaluations) tensors on the CPU.
+
+    checkpoint is a file that keeps the state, so that a killed process goes on from it. tick is called after each
+    evaluation with the step and the measures. A run whose loss is no longer finite spoils no other.
+    """
+    run, data, model = runs[0], Population(runs, device), Transformer(runs).to(device)
+    on_gpu = torch.device(device).type == "cuda"
+    optimizer = torch.optim.AdamW(model.parameters(), lr=run.lr, betas=(0.9, 0.98), eps=run.eps,
+                                  weight_decay=run.weight_decay, fused=True, capturable=on_gpu)
+    start, history, saved, due = 0, defaultdict(list), time.monotonic(), set(evaluation_steps(run.steps))
+    if state := checkpoint and load_tensors(checkpoint):
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start, history = state["step"], defaultdict(list, state["history"])
+    step = training_step(model, optimizer, data, compiled)
+    for now in range(start, run.steps + 1):
+        if now > start:
+            for group in optimizer.param_groups:
+                group["lr"] = run.lr * min(1, now / WARMUP)
+            if on_gpu and not compiled and now == max(start, WARMUP) + 4:
+                step = capture(step, optimizer)
+            step()
+        if now not in due or now == start > 0:
+            continue
+        measures = {"step": torch.full((len(runs),), float(now))}
+        measures |= {name: value.cpu() for name, value in evaluate(model, data).items()}
+        for name, value in measures.items():
+            history[name].append(value)
+        tick(now, measures)
+        if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
+            save_tensors(checkpoint, {"step": now, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                                      "history": dict(history)})
+            saved = time.monotonic()
+    return {name: torch.stack(values, 1) for name, values in history.items()}
+
+
+# sweep: a grid of runs, packed, cached, resumed, sharded
+
+
+def save_tensors(path, content):
+    """torch.save, atomically: the file is whole or not there."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write(path, buffer.getvalue())
+
+
+def load_tensors(path):
+    """What save_tensors wrote, or None: without pickle, and a damaged file is named and removed, never trusted."""
+    if not path.exists():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        print(f"{path} is damaged and is computed again ({type(error).__name__})", file=sys.stderr)
+        path.unlink()
+        return None
+
+
+def size(run):
+    """Values that one example of a run computes: what memory and time are estimated from."""
+    return (1 if run.layers == 1 else run.length) * run.layers * 16 * run.hidden + 3 * run.p
+
+
+def cost(population):
+    """Relative time to train a population, for the time left and to share the work out."""
+    run = population[0]
+    return len(population) * run.steps * (run.data + run.memorize) * size(run) * (run.hidden + 20)
+
+
+def pack(runs, device):
+    """Populations, lists of runs of one shape, as large as fits half of the GPU's free memory; the dearest first.
+
+    On a CPU 2**28 bytes measured fastest, and the division depends on the runs alone, so that an interrupted sweep
+    finds its populations again.
+    """
+    shapes, populations = defaultdict(list), []
+    for run in runs:
+        shapes[replace(run, seed=0, experiment="")].append(run)
+    room = torch.cuda.mem_get_info(device)[0] // 2 if device.startswith("cuda") else 2**28
+    for run, same in shapes.items():
+        each = 4 * max(run.data + run.memorize, 1.5 * run.p**2) * size(run)               # a training step or an evaluation
+        parts = math.ceil(len(same) / max(1, room // each))
+        populations += [same[i * len(same) // parts:(i + 1) * len(same) // parts] for i in range(parts)]
+    return sorted(populations, key=cost, reverse=True)
+
+
+def sweep(runs, options):
+    """Train the runs that the cache does not hold. Returns {run: history}, a history a dict of arrays (evaluations,).
+
+    Under torchrun the populations are shared out over the ranks, the dearest first, and gathered by rank 0 (the others
+    return None): the results are those of one process.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    folder, done, begun = options.out / "cache", {}, time.monotonic()
+    for path in sorted(folder.glob("population-*.pt")):
+        if saved := load_tensors(path):
+            keep(done, [Run(**run) for run in saved["runs"]], saved["history"])
+    missing = [[run for run in population if run not in done] for population in pack(runs, options.device)]
+    mine, load = [], [0] * world
+    for population in filter(None, missing):
+        least = load.index(min(load))
+        load[least] += cost(population)
+        mine += [population] if least == rank else []
+    trained, shown, live = [], 0.0, sys.stderr.isatty()
+
+    def tick(population, step, measures):
+        nonlocal shown
+        seconds = time.monotonic() - begun
+        if seconds - shown < (0.2 if live else 30) or not step:
+            return
+        shown = seconds
+        work = sum(map(cost, trained)) + cost(population) * step / population[0].steps
+        run_steps = sum(len(part) * part[0].steps for part in trained) + len(population) * step
+        line = (f"{sum(map(len, trained))}/{sum(map(len, mine))} runs | hidden {population[0].hidden}, D {population[0].data}, step {step}: "
+                f"train {measures['train_acc'].mean():.2f}, val {measures['val_acc'].mean():.2f} | {run_steps / seconds:.0f} run-steps/s, "
+                f"{timedelta(seconds=round(seconds * (load[rank] / work - 1)))} left")
+        print(f"\r\033[K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
+
+    def finish(population):
+        name = hashlib.sha256(repr(population).encode()).hexdigest()[:16]
+        checkpoint = folder / f"unfinished-{name}.pt"
+        try:
+            history = train(population, options.device, options.compile, checkpoint, partial(tick, population))
+        except torch.OutOfMemoryError:
+            if len(population) == 1:
+                fail(f"--device {options.device}: too little memory for one run of hidden size {population[0].hidden}")
+            torch.cuda.empty_cache()
+            return [finish(half) for half in (population[::2], population[1::2])]
+        save_tensors(folder / f"population-{name}.pt", {"runs": [asdict(run) for run in population], "history": history})
+        checkpoint.unlink(missing_ok=True)
+        keep(done, population, history)
+        trained.append(population)
+
+    for population in mine:
+        finish(population)
+    if live:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+    options.runs_trained = sum(map(len, trained))
+    options.speed = round(sum(len(part) * part[0].steps for part in trained) / (time.monotonic() - begun), 1)
+    if world > 1:
+        parts = [None] * world if rank == 0 else None
+        dist.gather_object(done, parts)
+        done = {run: history for part in parts or () for run, history in part.items()}
+    return {run: {name: values.numpy() for name, values in done[run].items()} for run in runs} if rank == 0 else None
+
+
+def keep(done, population, history):
+    """Add each run's part of a population's history to done."""
+    done.update({run: {name: values[i] for name, values in history.items()} for i, run in enumerate(population)})
+
+
+# output: rows, files, claims, figures
+
+
+MEMORIZED, GENERALIZED, FLOOR = 0.99, 0.99, 0.1      # accuracies that separate the dynamics
+COLORS = {"progression": "#E69F00", "ungrokking": "#D55E00", "semi-grokking": "#CC79A7", "grokking": "#0072B2",
+          "stalled": "#999999", "diverged": "#000000"}      # colour-blind safe (Okabe and Ito)
+
+
+def first_step(history, name, level):
+    """The step of the first evaluation at which a measure reaches level, or None."""
+    reached = np.flatnonzero(history[name] >= level)
+    return int(history["step"][reached[0]]) if len(reached) else None
+
+
+def dynamic(history):
+    """Names what training showed (paper section 3), by a rule on train_acc and on val_acc_unmirrored.
+
+    progression: validation passes FLOOR before training reaches MEMORIZED (stalled: neither happens).
+    Otherwise the training set was memorized first, and the best validation accuracy decides: grokking from
+    GENERALIZED, ungrokking below FLOOR, semi-grokking between. A loss that is not finite: diverged.
+    Ungrokking as the paper uses the word: by the last step, validation accuracy has not risen.
+    """
+    if not np.isfinite(history["train_loss"]).all():
+        return "diverged"
+    best = history["val_acc_unmirrored"].max()
+    if np.isnan(best):
+        return None
+    memorized, rising = first_step(history, "train_acc", MEMORIZED), first_step(history, "val_acc_unmirrored", FLOOR)
+    if memorized is None or (rising is not None and rising <= memorized):
+        return "stalled" if rising is None else "progression"
+    return "grokking" if best >= GENERALIZED else "semi-grokking" if best >= FLOOR else "ungrokking"
+
+
+def parameters(run):
+    """Number of parameters of a run's model."""
+    d = run.hidden
+    return (run.vocabulary + run.length + run.p) * d + run.layers * (12 * d * d + 5 * d)
+
+
+def row(run, history):
+    """A line of runs.csv: the run, the last value of each measure, and what its curves went through."""
+    return {**{f.name: getattr(run, f.name) for f in fields(Run)}, "params": parameters(run),
+            "operator": int(run.operator), "split": int(run.split),
+            **{name: float(values[-1]) for name, values in history.items() if name != "step"},
+            "best_val_acc": float(history["val_acc"].max()), "memorized_at": first_step(history, "train_acc", MEMORIZED),
+            "generalized_at": first_step(history, "val_acc_unmirrored", GENERALIZED), "dynamic": dynamic(history)}
+
+
+def interval(values, draws=10_000):
+    """Mean of values and its 95% bootstrap interval over seeds: (mean, low, high); NaN are left out."""
+    values = np.array([v for v in values if v is not None and np.isfinite(v)], dtype=float)
+    if not len(values):
+        return math.nan, math.nan, math.nan
+    means = np.random.default_rng(0).choice(values, (draws, len(values))).mean(1)
+    return float(values.mean()), *map(float, np.percentile(means, [2.5, 97.5]))
+
+
+def claim(text, paper, measured, holds):
+    """A verdict: what is claimed, what the paper says, what was measured, and whether it holds (None: not reached)."""
+    return {"claim": text, "paper": paper, "measured": measured, "holds": None if holds is None else bool(holds)}
+
+
+def write(path, content):
+    """Write bytes or text atomically."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(content if isinstance(content, bytes) else content.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_results(out, results):
+    """runs.csv and curves.npz from {run: history}."""
+    rows, text, buffer = [row(run, history) for run, history in results.items()], io.StringIO(), io.BytesIO()
+    columns = list(dict.fromkeys(name for line in rows for name in line))
+    table = csv.DictWriter(text, columns, lineterminator="\n")
+    table.writeheader()
+    table.writerows({k: "" if v is None or v != v else v for k, v in line.items()} for line in rows)
+    write(out / "runs.csv", text.getvalue())
+    longest = max(len(history["step"]) for history in results.values())
+    curves = {name: np.full((len(rows), longest), np.nan, np.float32) for name in dict.fromkeys(k for h in results.values() for k in h)}
+    for i, history in enumerate(results.values()):
+        for name, values in history.items():
+            curves[name][i, :len(values)] = values
+    np.savez_compressed(buffer, **curves)
+    write(out / "curves.npz", buffer.getvalue())
+
+
+def read_results(out):
+    """rows, a list of dicts with numbers as numbers and None for empty, and curves, {measure: (runs, evaluations)}."""
+    def value(text):
+        for kind in (int, float):
+            try:
+                return kind(text)
+            except ValueError:
+                pass
+        return text or None
+    with open(out / "runs.csv", newline="") as file:
+        rows = [{k: value(v) for k, v in line.items()} for line in csv.DictReader(file)]
+    with np.load(out / "curves.npz", allow_pickle=False) as saved:
+        return rows, dict(saved)
+
+
+def cells(rows):
+    """{(task, hidden, data): rows}: the seeds of each setting."""
+    found = defaultdict(list)
+    for line in rows:
+        found[line["task"], line["hidden"], line["data"]].append(line)
+    return found
+
+
+def count_dynamics(rows):
+    """What the seeds of a cell went through, the most frequent first: 'grokking 2/3, semi-grokking 1/3'."""
+    return ", ".join(f"{name} {count}/{len(rows)}" for name, count in Counter(line["dynamic"] or "-" for line in rows).most_common())
+
+
+# command line
+
+
+def option(text, default=None, minimum=None, above=None, choices=None):
+    """A field of Settings that is also an option: its help and the values it allows."""
+    return field(default=default, metadata={"help": text, "minimum": minimum, "above": above, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every experiment sets. A script adds its grid; each field is an option of its command line."""
+    p: int = option("modulus", minimum=2)
+    seeds: int = option("runs of each cell, with seeds 0, 1, ...", minimum=1)
+    steps: int = option("optimization steps, full batch", minimum=1)
+    lr: float = option("learning rate of AdamW", above=0)
+    weight_decay: float = option("weight decay of AdamW", minimum=0)
+    loss: str = option("rounding of the loss trained on", "float32", choices=("float32", "exact"))
+    eps: float = option("epsilon of AdamW", 1e-8, minimum=0)
+
+    def run(self, task, hidden, data, seed, **more):
+        """A Run with these settings."""
+        return Run(task, self.p, hidden, data, seed, self.steps, self.lr, self.weight_decay, self.loss, self.eps, **more)
+
+
+def fail(message):
+    """End with one line on stderr and exit status 2."""
+    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, without the usage in front."""
+
+    def error(self, message):
+        """One line and exit status 2."""
+        fail(message)
+
+
+def value_of(kind, minimum=None, above=None):
+    """An argparse type: a finite number within its bounds."""
+    def parse(text):
+        try:
+            number = kind(text)
+        except ValueError:
+            number = math.nan
+        bounds = "" if minimum is None and above is None else f" of at least {minimum}" if above is None else f" above {above}"
+        if not math.isfinite(number) or (minimum is not None and number < minimum) or (above is not None and number <= above):
+            raise argparse.ArgumentTypeError(f"{text}: {'an integer' if kind is int else 'a number'}{bounds} is needed")
+        return number
+    return parse
+
+
+def machine_options(parser):
+    """The options that every command has: --device and --threads."""
+    parser.add_argument("--device", default="auto", help="auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps")
+    parser.add_argument("--threads", type=value_of(int, 1), help="CPU threads (default: torch's choice)")
+
+
+def set_up(options):
+    """Resolve --device (under torchrun each rank takes its own GPU), set threads, make CUDA deterministic."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.device == "auto":
+        options.device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if options.device == "cuda" and torch.cuda.is_available():
+        options.device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    try:
+        torch.zeros(1, device=options.device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        fail(f"--device {options.device}: not a device of this machine; allowed are auto, cpu, and cuda, cuda:N or mps where there is one")
+    if options.device.startswith("cuda"):
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def command_line(script, doc, presets):
+    """Settings and options from the command line; in a notebook, the defaults."""
+    parser = Parser(prog=script, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    machine_options(parser)
+    parser.add_argument("--scale", choices=presets, help="quick: a CPU, a minute; small: P = 59, 11 seeds; paper: the paper's grid"
+                        " (default: paper on cuda, quick otherwise)")
+    settings = fields(next(iter(presets.values())))
+    for f in settings:
+        meta, kind = f.metadata, int if f.type in (int, tuple[int, ...]) else f.type
+        parser.add_argument("--" + f.name.replace("_", "-"), nargs="+" if f.type == tuple[int, ...] else None,
+                            type=str if kind is str else value_of(kind, meta["minimum"], meta["above"]),
+                            choices=meta["choices"], help=meta["help"])
+    parser.add_argument("--out", type=Path, help=f"directory of the results (default: results/{Path(script).stem}-SCALE)")
+    parser.add_argument("--fresh", action="store_true", help="ignore what was saved, and overwrite it")
+    parser.add_argument("--plot-only", action="store_true", help="only redraw the figures of saved results")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the training step")
+    options = parser.parse_args(sys.argv[1:] if Path(sys.argv[0]).name == script else [])
+    set_up(options)
+    scale = options.scale or ("paper" if options.device.startswith("cuda") else "quick")
+    options.out = options.out or Path("results") / f"{Path(script).stem}-{scale}"
+    given = {f.name: getattr(options, f.name) for f in settings if getattr(options, f.name) is not None}
+    return replace(presets[scale], **{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}), options, scale
+
+
+def check(runs):
+    """End with one line if a run is impossible."""
+    for run in runs:
+        if not 1 <= run.data <= run.p**2:
+            fail(f"D = {run.data} training examples: --p {run.p} has {run.p**2} pairs, D must be 1 to {run.p**2}")
+        if run.memorize > run.p**2:
+            fail(f"{run.memorize} examples to memorize: --p {run.p} has {run.p**2} pairs")
+        if run.hidden % run.heads:
+            fail(f"hidden size {run.hidden}: must be a multiple of the {run.heads} heads")
+
+
+def prepare(out, fresh, summary):
+    """Make and lock the output directory and begin summary.json, or end with one line: not writable, in use, or other results.
+
+    The lock is a transaction of sqlite: portable, and gone with the process that holds it. It is returned.
+    """
+    path, cache = out / "summary.json", out / "cache"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        lock = sqlite3.connect(cache / "lock", timeout=0)
+        lock.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError as error:
+        fail(f"--out {out}: " + ("in use by another process" if "locked" in str(error) else f"can't be written ({error})"))
+    except OSError as error:
+        fail(f"--out {out}: can't be written ({error.strerror})")
+    if fresh:
+        for old in [*cache.glob("*.pt"), path]:
+            old.unlink(missing_ok=True)
+    wanted, saved = summary["configuration"], {}
+    if path.exists():
+        try:
+            saved = json.loads(path.read_text())["configuration"]
+        except (ValueError, KeyError, TypeError):
+            print(f"{path} is damaged and is written again", file=sys.stderr)
+    for name in saved:
+        if saved[name] != wanted.get(name):
+            fail(f"--out {out}: holds results with {name} = {saved[name]}, not {wanted.get(name)}; --fresh overwrites them, another --out keeps them")
+    if not saved:
+        write(path, json.dumps(summary, indent=1) + "\n")
+    return lock
+
+
+def print_table(lines):
+    """Lines of cells, in columns."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+
+
+def print_results(rows, claims):
+    """A line for each cell of the grid, a line for each run that diverged, and the verdicts."""
+    def mean(cell, name):
+        values = [line[name] for line in cell if line.get(name) is not None]
+        return f"{np.mean(values):.3g}" if values else "-"
+    measures = ("train_acc", "val_acc", "val_acc_unmirrored", "memorized_at", "generalized_at")
+    print_table([["task", "hidden", "D", "dynamic", *measures]] + [
+        [*map(str, key), count_dynamics(cell), *(mean(cell, name) for name in measures)] for key, cell in cells(rows).items()])
+    for line in rows:
+        if line["dynamic"] == "diverged":
+            print(f"diverged: {line['task']} hidden {line['hidden']} D {line['data']} seed {line['seed']}")
+    print()
+    holds = {True: "yes", False: "NO", None: "not reached"}
+    print_table([["claim", "paper", "measured", "holds"], *([c["claim"], c["paper"], c["measured"], holds[c["holds"]]] for c in claims)])
+
+
+def reproduce(script, doc, presets, grid, draw, judge):
+    """What every script does: train the runs of grid(settings) or load what is saved, write the results, draw, judge.
+
+    draw(settings, rows, curves) is {file name: Figure}, judge(settings, rows, curves) a list of claims; rows and curves
+    as read_results returns them.
+    """
+    begun, (settings, options, scale) = time.monotonic(), command_line(script, doc, presets)
+    runs, rank = grid(settings), int(os.environ.get("RANK", 0))
+    check(runs)
+    gpu = options.device.startswith("cuda")
+    summary = {"command": " ".join([script, *sys.argv[1:]]), "configuration": {"script": script, **json.loads(json.dumps(asdict(settings)))},
+               "scale": scale, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
+               "device": torch.cuda.get_device_name(options.device) if gpu else options.device, "threads": torch.get_num_threads()}
+    try:
+        if "RANK" in os.environ:
+            dist.init_process_group("gloo", timeout=timedelta(days=7))
+        if rank == 0:
+            lock = prepare(options.out, options.fresh, summary)
+            print(f"{script}: {scale} scale, {len(runs)} runs of {settings.steps} steps on {summary['device']}; results go to {options.out}")
+        if "RANK" in os.environ:
+            dist.barrier()
+        if not options.plot_only:
+            results = sweep(runs, options)
+            if rank:
+                return
+            write_results(options.out, results)
+        try:
+            rows, curves = read_results(options.out)
+        except (OSError, ValueError, KeyError) as error:
+            fail(f"--plot-only: no whole results in {options.out} ({error}); the same command without it makes them")
+        claims = judge(settings, rows, curves)
+        for name, figure in draw(settings, rows, curves).items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=150)
+            write(options.out / name, buffer.getvalue())
+        if not options.plot_only:
+            summary |= {"seconds": round(time.monotonic() - begun, 1), "runs_trained": options.runs_trained,
+                        "run_steps_per_second": options.speed, "claims": claims}
+            write(options.out / "summary.json", json.dumps(summary, indent=1) + "\n")
+        print_results(rows, claims)
+        print(f"\n{time.monotonic() - begun:.0f} s; figures, runs.csv, curves.npz and summary.json are in {options.out}")
+        lock.close()
+    except KeyboardInterrupt:
+        print("\nInterrupted. What is finished is saved; the same command goes on from there.", file=sys.stderr)
+        raise SystemExit(130) from None
+    except OSError as error:
+        print(f"{script}: error: --out {options.out}: {error.strerror or error}; what is finished is saved", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+# benchmark: python common.py
+
+
+def seconds_per_call(functions, device, rounds):
+    """Median time of each function, called in turn so that a change in the machine's speed meets all alike.
+
+    CPU time of the process on a CPU (all threads), wall-clock time elsewhere.
+    """
+    def clock():
+        if str(device).startswith("cuda"):
+            torch.cuda.synchronize()
+        return time.process_time() if device == "cpu" else time.perf_counter()
+    taken = {name: [] for name in functions}
+    for i in range(rounds + 2):
+        for name, function in functions.items():
+            start = clock()
+            function()
+            if i > 1:
+                taken[name].append(clock() - start)
+    return {name: float(np.median(values)) for name, values in taken.items()}
+
+
+def matrix_products(run, count, device):
+    """A function that makes only the matrix products per example of a training step of count runs: its lower bound."""
+    n, d, p = run.data, run.hidden, run.p
+    pairs = [(torch.randn(count, n, a, device=device), torch.randn(count, a, b, device=device), torch.randn(count, n, b, device=device))
+             for a, b in ((d, d), (d, 4 * d), (4 * d, d), (d, p))]
+
+    def multiply():
+        for x, weight, gradient in pairs:
+            x @ weight, gradient @ weight.mT, x.mT @ gradient
+    return multiply
+
+
+def benchmark():
+    """Time of a training step per run, packed and one textbook model at a time, and of its matrix products alone."""
+    parser = Parser(prog="common.py", description="Run-steps per second on this machine.")
+    machine_options(parser)
+    for name, default, text in (("--p", 113, "modulus"), ("--hidden", 32, "hidden size"), ("--data", 3000, "training examples"),
+                                ("--runs", None, "runs packed together (default: 4 on a CPU, 11 elsewhere)")):
+        parser.add_argument(name, type=value_of(int, 1), default=default, help=text)
+    parser.add_argument("--compile", action="store_true", help="also with torch.compile")
+    options = parser.parse_args()
+    set_up(options)
+    device, count = options.device, options.runs or (4 if options.device == "cpu" else 11)
+    runs = [Run("addition", options.p, options.hidden, options.data, seed, 1, 1e-3, 1.0) for seed in range(count)]
+    check(runs)
+
+    def step(runs, compiled=False, **textbook):
+        data, model = Population(runs, device), Transformer(runs).to(device)
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True, capturable=device.startswith("cuda"))
+        return training_step(partial(model, **textbook), optimizer, data, compiled), optimizer
+    functions = {"one at a time": step(runs[:1], textbook=True)[0], "packed": step(runs)[0],
+                 "products": matrix_products(runs[0], count, device)}
+    if options.compile:
+        functions["compiled"] = step(runs, compiled=True)[0]
+    if device.startswith("cuda"):
+        packed, optimizer = step(runs)
+        for _ in range(3):
+            packed()
+        functions["cuda graph"] = capture(packed, optimizer)
+    taken = seconds_per_call(functions, device, 20)
+    each = {name: 1e3 * seconds / (1 if name == "one at a time" else count) for name, seconds in taken.items()}
+    best = min((name for name in each if name not in ("one at a time", "products")), key=each.get)
+    print(f"P = {options.p}, hidden {options.hidden}, D = {options.data}, {count} runs, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print_table([["", "ms per run and step", "run-steps/s", "times one at a time", "share of it in matrix products"]] +
+                [[name, f"{ms:.3f}", f"{1e3 / ms:.1f}", f"{each['one at a time'] / ms:.1f}", f"{each['products'] / ms:.2f}"] for name, ms in each.items()])
+    print(json.dumps({"ms_per_run_step": each[best], "one_at_a_time_ms": each["one at a time"], "ratio": each["one at a time"] / each[best],
+                      "matmul_share": each["products"] / each[best], "best": best}))
+
+
+if __name__ == "__main__" and Path(sys.argv[0]).name == "common.py":
+    benchmark()

@@ -1,0 +1,449 @@
+"""Oracles for the suite: python -m pytest test_all.py, within three minutes on two cores."""
+import importlib.util
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import common
+import grok
+from common import Inputs, Population, Run, Transformer
+
+HERE = Path(__file__).parent
+SCRIPTS = ["common.py", "grok.py"]
+TINY = ["--device", "cpu", "--threads", "1", "--p", "11", "--hidden", "4", "8", "8", "16", "--data", "60", "40", "50", "50", "--steps", "30"]
+
+
+def runs_of(count=3, **settings):
+    """Runs with seeds 0, 1, ..."""
+    return [Run(**{**dict(task="addition", p=11, hidden=8, data=50, seed=seed, steps=60, lr=1e-2, weight_decay=1.0), **settings})
+            for seed in range(count)]
+
+
+def command(*arguments, script="grok.py", **more):
+    """Run a script as a user does."""
+    return subprocess.run([sys.executable, HERE / script, *map(str, arguments)], capture_output=True, text=True, cwd=HERE, **more)
+
+
+# tasks
+
+
+def test_labels_and_tokens():
+    addition, squared, noise = (common.answers(run).view(7, 7) for run in
+                                (Run(task, 7, 4, 9, 0, 1, 1e-3, 0) for task in ("addition", "squared_addition", "random")))
+    assert all(addition[a, b] == (a + b) % 7 and squared[a, b] == (a + b) ** 2 % 7 for a in range(7) for b in range(7))
+    assert (noise == noise.T).all() and len(noise.unique()) > 3
+    run = Run("addition", 7, 4, 9, 0, 1, 1e-3, 0, memorize=5)
+    tokens, labels = common.training_set(run)
+    assert tokens.shape == (14, 4) and (tokens[:9, 1] == 8).all() and (tokens[9:, 1] == 9).all() and (tokens[:, 3] == 7).all()
+    assert (labels[:9] == (tokens[:9, 0] + tokens[:9, 2]) % 7).all() and len({tuple(t) for t in tokens.tolist()}) == 14
+
+
+def test_split_is_disjoint_nested_and_the_seeds_own():
+    small, large = common.train_pairs(runs_of(1)[0]), common.train_pairs(runs_of(1, data=80)[0])
+    assert (small == large[:50]).all() and len(large.unique()) == 80
+    data = Population(runs_of(3), "cpu")
+    assert (data.train.sum(1) == 50).all() and not (data.train & data.val).any() and (data.train | data.val).all()
+    pairs = data.inputs.tokens[..., 0] * 11 + data.inputs.tokens[..., 1]
+    assert data.train.gather(1, pairs).all() and not data.val.gather(1, pairs).any()
+    mirror = pairs // 11 + pairs % 11 * 11
+    assert not data.unmirrored.gather(1, mirror).any() and not data.unmirrored.gather(1, pairs).any()
+    assert all((common.train_pairs(run) == pairs[i].cpu()).all() for i, run in enumerate(runs_of(3)))
+
+
+# model
+
+
+class Textbook(torch.nn.Module):
+    """One model written the plain way, with PyTorch's own attention: the oracle of the population."""
+
+    def __init__(self, population, i):
+        super().__init__()
+        self.weights = {name: w.detach()[i].clone().requires_grad_() for name, w in population.named_parameters()}
+        self.heads, self.layers = population.blocks[0].heads, len(population.blocks)
+
+    def forward(self, tokens):
+        """Logits (N, p)."""
+        w = self.weights
+        x = w["embed"][tokens] + w["position"]
+        for layer in range(self.layers):
+            b = {name.split(".")[2]: v for name, v in w.items() if name.startswith(f"blocks.{layer}.")}
+            d = x.shape[-1]
+            read = F.multi_head_attention_forward(
+                *[x.transpose(0, 1)] * 3, d, self.heads, torch.cat([b["query"].T, b["key"].T, b["value"].T]), None, None, None, False, 0.0,
+                b["output"].T, None, attn_mask=torch.full((x.shape[1], x.shape[1]), -math.inf, dtype=x.dtype).triu(1), need_weights=False)[0]
+            x = x + read.transpose(0, 1)
+            x = x + F.relu(x @ b["mlp_in"] + b["mlp_in_bias"]) @ b["mlp_out"] + b["mlp_out_bias"]
+        return x[:, -1] @ w["unembed"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"layers": 3}, {"memorize": 20, "hidden": 12}, {"layers": 2, "operator": True, "heads": 2}])
+def test_population_equals_textbook_in_float64(settings):
+    runs = runs_of(3, **settings)
+    data, model = Population(runs, "cpu"), Transformer(runs).double()
+    logits = model(data.inputs)
+    common.training_loss(logits, data.labels, "float32").backward()
+    for i, run in enumerate(runs):
+        assert sum(w[i].numel() for w in model.parameters()) == common.parameters(run)
+        alone = Textbook(model, i)
+        expected = alone(data.inputs.tokens[i])
+        F.cross_entropy(expected, data.labels[i]).backward()
+        torch.testing.assert_close(logits[i], expected, rtol=1e-10, atol=1e-12)
+        for name, w in model.named_parameters():
+            torch.testing.assert_close(w.grad[i], alone.weights[name].grad, rtol=1e-9, atol=1e-13)
+    torch.testing.assert_close(model(data.inputs, textbook=True), logits, rtol=1e-10, atol=1e-12)
+
+
+def test_a_run_trains_in_a_population_as_alone():
+    runs = runs_of(4, p=13, data=80)
+    models = []
+    for group in (runs, runs[2:3]):
+        data, model = Population(group, "cpu"), Transformer(group)
+        step = common.training_step(model, torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1.0, fused=True), data, False)
+        for _ in range(60):
+            step()
+        models.append(model)
+    for together, alone in zip(models[0].parameters(), models[1].parameters()):
+        torch.testing.assert_close(together[2:3], alone, rtol=1e-3, atol=1e-4)
+
+
+def test_more_seeds_change_nothing_for_the_first():
+    few, many = common.train(runs_of(3, steps=20), "cpu"), common.train(runs_of(5, steps=20), "cpu")
+    torch.testing.assert_close(many["train_loss"][:3], few["train_loss"], rtol=1e-4, atol=1e-5)
+    assert (many["val_acc"][:, 0] != many["val_acc"][0, 0]).any()
+
+
+def test_look_up_equals_embedding_sum():
+    runs = runs_of(2)
+    inputs = Population(runs, "cpu").inputs
+    table = torch.randn(2 * 2 * 12, 5, dtype=torch.double)
+    results = []
+    for look in (lambda t: common.LookUp.apply(t, inputs.index, inputs.examples, inputs.offsets), lambda t: F.embedding(inputs.index, t).sum(1)):
+        leaf = table.clone().requires_grad_()
+        out = look(leaf)
+        out.backward(torch.arange(out.numel(), dtype=torch.double).view_as(out))
+        results.append((out, leaf.grad))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
+def test_attention_by_table_survives_scores_far_apart():
+    """Scores 60 apart in a head, as seen in training, once overflowed in the backward pass."""
+    runs = runs_of(2)
+    data, model = Population(runs, "cpu"), Transformer(runs)
+    with torch.no_grad():
+        model.blocks[0].query.mul_(12)
+        model.blocks[0].key.mul_(12)
+    gradients = []
+    for textbook in (False, True):
+        loss = common.training_loss(model(data.inputs, textbook=textbook), data.labels, "float32")
+        gradients.append(torch.autograd.grad(loss, model.embed)[0])
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
+def test_no_gradient_of_a_task_reaches_the_other_half_of_a_split_layer():
+    runs = runs_of(2, memorize=30, split=True)
+    data, model = Population(runs, "cpu"), Transformer(runs)
+    logits = model(data.inputs)
+    torch.testing.assert_close(logits, model(data.inputs, textbook=True), rtol=1e-4, atol=1e-5)
+    addition = F.cross_entropy(logits[:, :50].flatten(0, 1), data.labels[:, :50].flatten())
+    gradient, = torch.autograd.grad(addition, model.blocks[0].mlp_out, retain_graph=True)
+    assert gradient[:, :16].abs().sum() > 0 and (gradient[:, 16:] == 0).all()
+    noise = F.cross_entropy(logits[:, 50:].flatten(0, 1), data.labels[:, 50:].flatten())
+    gradient, = torch.autograd.grad(noise, model.blocks[0].mlp_in)
+    assert gradient[..., 16:].abs().sum() > 0 and (gradient[..., :16] == 0).all()
+
+
+# training
+
+
+def test_loss_starts_at_ln_p():
+    runs = runs_of(4, p=113, hidden=32, data=3000)
+    measures = common.evaluate(Transformer(runs), Population(runs, "cpu"))
+    assert (measures["train_loss"] - math.log(113)).abs().max() < 0.5
+
+
+def test_loss_is_accurate_where_float32_rounds_it_to_zero():
+    logits = torch.tensor([[0.0, 23.1, -1.0, 0.5], [0.0, 45.0, 1.0, 2.0], [3.0, 1.0, 2.0, 0.0]])
+    labels = torch.ones(3, dtype=torch.long)
+    exact = F.cross_entropy(logits.double(), labels, reduction="none")
+    assert exact[0] < 1e-9 and F.cross_entropy(logits, labels, reduction="none")[1] == 0
+    exact[1] = (logits[1].double()[[0, 2, 3]] - 45).exp().sum().log1p()
+    torch.testing.assert_close(common.cross_entropy(logits, labels).double(), exact, rtol=1e-5, atol=0)
+
+
+def test_a_diverging_run_spoils_no_other(monkeypatch):
+    def broken(runs, real=Transformer):
+        model = real(runs)
+        with torch.no_grad():
+            model.embed[1] = math.inf
+        return model
+    clean = common.train(runs_of(3), "cpu")
+    monkeypatch.setattr(common, "Transformer", broken)
+    history = common.train(runs_of(3), "cpu")
+    lines = [common.row(run, {k: v[i].numpy() for k, v in history.items()}) for i, run in enumerate(runs_of(3))]
+    assert [line["dynamic"] == "diverged" for line in lines] == [False, True, False]
+    assert (history["train_acc"][[0, 2]] == clean["train_acc"][[0, 2]]).all()
+
+
+def circuit_case(p, seed, task, share):
+    """Logits of a perfect circuit and of a table of random labels, in a known proportion of variance."""
+    run = Run(task, p, 4, p * p // 3, seed, 1, 1e-3, 0)
+    data, draw = Population([run], "cpu"), torch.Generator().manual_seed(seed)
+    perfect = F.one_hot(data.answers, p) + 1e-4 * torch.randn(1, p * p, p, generator=draw)
+    noise = F.one_hot(torch.randint(p, (1, p * p), generator=draw), p).float()
+    return common.circuits(share**0.5 * perfect + (1 - share) ** 0.5 * noise, data)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("task", ["addition", "squared_addition"])
+def test_circuit_share_of_known_mixtures(task, share, seed):
+    measures = circuit_case(47, seed, task, share)
+    assert measures["circuit_share"].item() == pytest.approx(share, abs=0.01 if task == "addition" else 0.04)
+    assert share == 0 or measures["circuit_margin"].item() == pytest.approx(share**0.5, abs=0.15)
+    assert share < 1 or (measures["memory_acc"] < 0.1 and measures["circuit_spread"] < 1e-3)
+
+
+def test_relabelled_numbers_hide_no_circuit_and_make_none():
+    run = Run("addition", 31, 4, 300, 5, 1, 1e-3, 0)
+    data = Population([run], "cpu")
+    shuffled = data.answers[:, torch.randperm(31 * 31, generator=torch.Generator().manual_seed(0))]
+    data.unmirrored = data.unmirrored | True
+    assert common.circuits(F.one_hot(shuffled, 31).float(), data)["circuit_share"] < 0.01
+    assert common.circuits(F.one_hot((data.answers + 3) % 31, 31).float(), data)["circuit_share"] > 0.999
+
+
+def test_memorizing_part_leaks_nothing_into_the_circuit():
+    run = Run("addition", 31, 4, 400, 5, 1, 1e-3, 0)
+    data = Population([run], "cpu")
+    labels = common.answers(replace(run, task="random"))[None]
+    known = data.train | data.train.view(-1, 31, 31).mT.flatten(1)
+    memorized = F.one_hot(torch.where(known, data.answers, labels), 31).float()
+    measures = common.circuits(memorized, data)
+    assert measures["circuit_share"] < 0.02 and measures["memory_acc"] == 1
+
+
+def test_fourier_concentration():
+    t = torch.arange(31)[:, None]
+    waves = torch.cat([torch.cos(2 * math.pi * k * t / 31) for k in (2, 5, 7)], 1)[None]
+    assert common.fourier_concentration(waves, 31).item() == pytest.approx(1, abs=1e-5)
+    flat = torch.randn(1, 31, 2000, generator=torch.Generator().manual_seed(0))
+    assert common.fourier_concentration(flat, 31).item() == pytest.approx(5 / 15, abs=0.03)
+
+
+def curve(train, val):
+    """A history with the given accuracies."""
+    return {"step": np.arange(len(train)), "train_acc": np.array(train), "val_acc_unmirrored": np.array(val), "train_loss": np.zeros(len(train))}
+
+
+@pytest.mark.parametrize("train, val, name", [
+    ([0, 1, 1, 1], [0, 0, 0.5, 1], "grokking"), ([0, 1, 1, 1], [0, 0, 0.05, 0.05], "ungrokking"),
+    ([0, 1, 1, 1], [0, 0, 0.3, 0.6], "semi-grokking"), ([0, 0.4, 0.7, 1], [0, 0.05, 0.4, 0.9], "progression"),
+    ([0, 0.5, 0.6, 0.6], [0, 0, 0.3, 0.4], "progression"), ([0, 0.2, 0.3, 0.3], [0, 0, 0, 0], "stalled")])
+def test_dynamic_rule(train, val, name):
+    assert common.dynamic(curve(train, val)) == name
+
+
+def test_norm_change_over_the_rise():
+    history = {k: v[None] for k, v in {**curve([0, 1, 1, 1, 1], [0, 0, 0.2, 1, 1]), "norm": np.array([5.0, 8, 8, 6, 5])}.items()}
+    assert grok.norm_change(history) == [pytest.approx(-0.25)]
+
+
+def test_interval():
+    mean, low, high = common.interval(np.random.default_rng(1).normal(3, 1, 400))
+    assert low < 3 < high and high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
+    assert common.interval([2, 2, None, math.nan]) == (2, 2, 2) and math.isnan(common.interval([])[0])
+
+
+# the phenomenon, and the script by its real command line
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A tiny finished run."""
+    out = tmp_path_factory.mktemp("tiny") / "out"
+    done = command(*TINY, "--seeds", 2, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_outputs(finished):
+    out, done = finished
+    assert {p.name for p in out.iterdir()} == {"cache", "runs.csv", "curves.npz", "summary.json", "dynamics.png", "progression.png"}
+    rows, curves = common.read_results(out)
+    columns = ("experiment task p layers hidden params data memorize split seed steps lr weight_decay train_acc val_acc val_acc_unmirrored train_loss"
+               " val_loss best_val_acc memorized_at generalized_at dynamic norm").split()
+    assert len(rows) == 8 and set(columns) <= set(rows[0])
+    assert curves["train_acc"].shape == curves["step"].shape and curves["step"].shape[0] == 8 and curves["step"][0, -1] == 30
+    assert rows[0]["params"] == common.parameters(Run("addition", 11, 4, 60, 0, 1, 1, 1)) and rows[0]["train_acc"] == pytest.approx(curves["train_acc"][0, -1])
+    summary = json.loads((out / "summary.json").read_text())
+    assert {"command", "configuration", "python", "torch", "numpy", "device", "seconds", "run_steps_per_second", "claims"} <= set(summary)
+    assert all(set(c) == {"claim", "paper", "measured", "holds"} for c in summary["claims"]) and "holds" in done.stdout
+
+
+def test_same_command_same_bytes_and_finished_runs_are_not_repeated(finished, tmp_path):
+    out, _ = finished
+    before = (out / "runs.csv").read_bytes()
+    assert command(*TINY, "--seeds", 2, "--out", tmp_path / "again").returncode == 0
+    assert (tmp_path / "again" / "runs.csv").read_bytes() == before
+    assert command(*TINY, "--seeds", 2, "--out", out).returncode == 0
+    assert (out / "runs.csv").read_bytes() == before and json.loads((out / "summary.json").read_text())["runs_trained"] == 0
+
+
+def test_plot_only_redraws_and_touches_nothing_else(finished, tmp_path):
+    out, _ = finished
+    (out / "dynamics.png").unlink()
+    before = (out / "summary.json").read_bytes()
+    assert command(*TINY, "--seeds", 2, "--out", out, "--plot-only").returncode == 0
+    assert (out / "dynamics.png").exists() and (out / "summary.json").read_bytes() == before
+    empty = command(*TINY, "--out", tmp_path / "empty", "--plot-only")
+    assert empty.returncode == 2 and "--plot-only" in empty.stderr
+
+
+def test_results_of_another_configuration_are_kept(finished):
+    out, _ = finished
+    before = (out / "runs.csv").read_bytes()
+    other = command(*TINY, "--seeds", 1, "--out", out)
+    assert other.returncode == 2 and "--out" in other.stderr and "seeds = 2, not 1" in other.stderr and other.stderr.count("\n") == 1
+    assert (out / "runs.csv").read_bytes() == before
+
+
+def test_damaged_cache_is_named_and_computed_again(finished):
+    out, _ = finished
+    before = (out / "runs.csv").read_bytes()
+    file = next((out / "cache").glob("population-*.pt"))
+    file.write_bytes(file.read_bytes()[:200])
+    done = command(*TINY, "--seeds", 2, "--out", out)
+    assert done.returncode == 0 and file.name in done.stderr and (out / "runs.csv").read_bytes() == before
+
+
+def test_two_processes_with_the_same_out(finished):
+    out, _ = finished
+    lock = common.sqlite3.connect(out / "cache" / "lock")
+    lock.execute("BEGIN EXCLUSIVE")
+    second = command(*TINY, "--seeds", 2, "--out", out)
+    lock.close()
+    assert second.returncode == 2 and "in use" in second.stderr and second.stderr.count("\n") == 1
+
+
+def test_full_disk_ends_in_one_line(tmp_path):
+    import resource
+    done = command(*TINY, "--out", tmp_path / "out", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)))
+    assert done.returncode == 1 and "--out" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
+SLOW = ("import sys, common, grok; common.CHECKPOINT_SECONDS = 0; sys.argv[0] = 'grok.py'; grok.main()")
+
+
+@pytest.mark.parametrize("how, status", [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_path, how, status):
+    arguments = [sys.executable, "-c", SLOW, *TINY[:-1], "400", "--out"]
+    assert subprocess.run([*arguments, tmp_path / "whole"], cwd=HERE, capture_output=True).returncode == 0
+    cut = tmp_path / "cut"
+    for wait in (0.05, 0.4, 0.9):
+        process = subprocess.Popen([*arguments, cut], cwd=HERE, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        while process.poll() is None and not list(cut.glob("cache/*.pt")):
+            time.sleep(0.02)
+        time.sleep(wait)
+        process.send_signal(how)
+        _, errors = process.communicate()
+        if process.returncode == 0:
+            break
+        assert process.returncode == status and (how != signal.SIGINT or "goes on" in errors.splitlines()[-1])
+    assert list(cut.glob("cache/*.pt"))
+    assert subprocess.run([*arguments, cut], cwd=HERE, capture_output=True).returncode == 0
+    assert (cut / "runs.csv").read_bytes() == (tmp_path / "whole" / "runs.csv").read_bytes()
+
+
+def test_two_ranks_give_the_results_of_one_process(finished, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", HERE / "grok.py"]
+    done = subprocess.run([*launch, *TINY, "--seeds", "2", "--out", tmp_path / "two"], capture_output=True, text=True, cwd=HERE)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "two" / "runs.csv").read_bytes() == (finished[0] / "runs.csv").read_bytes()
+
+
+def test_out_of_memory_packs_less(tmp_path, monkeypatch):
+    real = common.train
+
+    def small(runs, *rest):
+        if len(runs) > 2:
+            raise torch.OutOfMemoryError("too much")
+        return real(runs, *rest)
+    monkeypatch.setattr(common, "train", small)
+    options = type("Options", (), {"out": tmp_path, "device": "cpu", "compile": False})
+    (tmp_path / "cache").mkdir()
+    assert list(common.sweep(runs_of(7, steps=5), options)) == runs_of(7, steps=5)
+
+
+@pytest.mark.parametrize("arguments, named", [
+    (["--p", "1"], "--p"), (["--p", "x"], "--p"), (["--seeds", "0"], "--seeds"), (["--steps", "0"], "--steps"), (["--lr", "0"], "--lr"),
+    (["--lr", "nan"], "--lr"), (["--weight-decay", "-1"], "--weight-decay"), (["--loss", "mse"], "--loss"), (["--device", "abacus"], "--device"),
+    (["--device", "cuda:99"], "--device"), (["--scale", "huge"], "--scale"), (["--sedes", "3"], "--sedes"), (["--threads", "0"], "--threads"),
+    (["--p", "5"], "--p 5"), (["--hidden", "6", "8", "8", "8"], "heads"), (["--hidden", "8"], "--hidden"), (["--out", "/dev/null/x"], "--out"),
+    (["--out", "README.md"], "--out")])
+def test_bad_options_end_in_one_line_before_any_work(arguments, named, tmp_path):
+    script = [str(HERE / "grok.py"), "--device", "cpu", "--out", str(tmp_path / "out"), *arguments]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(sys, "argv", script)
+        patch.chdir(HERE)
+        lines = []
+        patch.setattr(common, "print", lambda text, **_: lines.append(text), raising=False)
+        patch.setattr(common, "sweep", lambda *_: pytest.fail("work began"))
+        grok.main()
+    assert end.value.code == 2 and len(lines) == 1 and named in lines[0] and "\n" not in lines[0]
+
+
+def test_grokking_at_tiny_scale():
+    run = Run("addition", 23, 32, 200, 0, 1500, 2e-2, 1.0)
+    history = common.train([run, replace(run, seed=1)], "cpu")
+    for i in range(2):
+        line = common.row(run, {k: v[i].numpy() for k, v in history.items()})
+        assert line["dynamic"] == "grokking" and line["generalized_at"] > 2 * line["memorized_at"] and line["circuit_share"] > 0.5
+
+
+# the suite as a whole
+
+
+def test_script_metadata_equals_requirements():
+    wanted = [line.strip() for line in (HERE / "requirements.txt").read_text().splitlines() if line.strip() and not line.startswith("#")]
+    for script in SCRIPTS:
+        block = re.search(r"(?m)^# /// script\n((?:#.*\n)+?)# ///$", (HERE / script).read_text()).group(1)
+        listed = json.loads(re.search(r"dependencies = (\[.*\])", block).group(1))
+        assert listed == [line for line in wanted if not line.startswith("pytest")] and 'requires-python = ">=3.10"' in block
+
+
+def test_pasted_into_one_notebook(tmp_path, monkeypatch):
+    def imports(line):
+        return re.match(r"(from \S+ )?import ", line)
+    source = (HERE / "common.py").read_text()
+    script = "\n".join(line for line in (HERE / "grok.py").read_text().splitlines() if not imports(line))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
+    cell = {"__name__": "__main__"}
+    sys.modules["__main__"], main = type(sys)("__main__"), sys.modules["__main__"]
+    try:
+        exec(source, cell)
+        exec(script.replace("main()\n", "", 0).replace('if __name__ == "__main__":\n    main()', ""), cell)
+        small = {"quick": cell["Cells"](p=11, seeds=1, steps=20, lr=1e-2, weight_decay=1.0, hidden=(4, 8, 8, 16), data=(60, 40, 50, 50))}
+        cell["PRESETS"].update(small)
+        cell["main"]()
+    finally:
+        sys.modules["__main__"] = main
+    assert (tmp_path / "results" / "grok-quick" / "dynamics.png").exists()
+
+
+def test_benchmark_prints_json_last():
+    done = command("--device", "cpu", "--threads", 1, "--p", 13, "--hidden", 8, "--data", 60, script="common.py")
+    assert done.returncode == 0, done.stderr
+    assert {"ms_per_run_step", "one_at_a_time_ms", "ratio", "matmul_share"} <= set(json.loads(done.stdout.splitlines()[-1]))
