@@ -644,7 +644,7 @@ def read_results(out):
         return rows, dict(saved)
 
 
-def cells(rows):
+def by_cell(rows):
     """{(task, hidden, data): rows}: the seeds of each setting."""
     found = defaultdict(list)
     for line in rows:
@@ -813,7 +813,7 @@ def print_results(rows, claims):
         return f"{np.mean(values):.3g}" if values else "-"
     measures = ("train_acc", "val_acc", "val_acc_unmirrored", "memorized_at", "generalized_at")
     print_table([["task", "hidden", "D", "dynamic", *measures]] + [
-        [*map(str, key), count_dynamics(cell), *(mean(cell, name) for name in measures)] for key, cell in cells(rows).items()])
+        [*map(str, key), count_dynamics(cell), *(mean(cell, name) for name in measures)] for key, cell in by_cell(rows).items()])
     for line in rows:
         if line["dynamic"] == "diverged":
             print(f"diverged: {line['task']} hidden {line['hidden']} D {line['data']} seed {line['seed']}")

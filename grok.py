@@ -13,9 +13,9 @@ generalizes. Which wins, and when, depends on the hidden size and on D:
     python grok.py                   a laptop's CPU, under a minute
     python grok.py --scale paper     p = 113 and the paper's cells
 
-Expect dynamics.png with one column per dynamic: validation accuracy (orange) leaves the floor late or never, while the
-circuit beneath it, measured in the logits, has been growing long before; progression.png, seed by seed; and a verdict
-on each of the paper's claims.
+Expect dynamics.png with one column per dynamic: validation accuracy leaves the floor late or never, while the circuit
+beneath it, measured in the logits, has been growing long before; progression.png, seed by seed; and a verdict on each
+of the paper's claims.
 """
 # /// script
 # requires-python = ">=3.10"
@@ -39,8 +39,8 @@ class Cells(Settings):
 
 
 PRESETS = {
-    "quick": Cells(p=59, seeds=2, steps=3000, lr=1e-2, weight_decay=1.0, hidden=(8, 16, 24, 48), data=(1500, 1000, 1000, 1000)),
-    "small": Cells(p=59, seeds=11, steps=6000, lr=1e-2, weight_decay=1.0, hidden=(8, 16, 24, 48), data=(1500, 1000, 1000, 1000)),
+    "quick": Cells(p=37, seeds=3, steps=2000, lr=2e-2, weight_decay=1.0, hidden=(8, 16, 48, 48), data=(600, 400, 420, 550)),
+    "small": Cells(p=59, seeds=11, steps=3000, lr=1e-2, weight_decay=1.0, hidden=(8, 16, 48, 64), data=(1500, 1000, 1000, 1200)),
     "paper": Cells(p=113, seeds=5, steps=10000, lr=5e-3, weight_decay=1.0, hidden=(8, 32, 32, 64), data=(3000, 2600, 3000, 3000)),
 }
 
@@ -82,7 +82,7 @@ def draw_dynamics(settings, rows, curves):
                     axis.plot(history["step"][i][1:], values[1:], color=color, lw=1.2, alpha=0.8, label=text if i == 0 else None)
             axis.grid(alpha=0.25)
         kind = max((line["dynamic"] for line in lines), key=[line["dynamic"] for line in lines].count)
-        column[0].set_title(f"{count_dynamics(lines)}\nhidden {lines[0]['hidden']}, D = {lines[0]['data']}", color=COLORS[kind], fontweight="bold")
+        column[0].set_title(count_dynamics(lines).replace(", ", ",\n") + f"\nhidden {lines[0]['hidden']}, D = {lines[0]['data']}", color=COLORS[kind], fontweight="bold")
         column[0].set_ylim(-0.03, 1.03)
         column[1].set_ylim(-0.03, 1.03)
         column[-1].set_xlabel("optimization step")
@@ -124,9 +124,9 @@ def draw(settings, rows, curves):
 # claims
 
 
-def crossing(steps, values, level):
-    """The first step at which values reach level, or NaN."""
-    reached = np.flatnonzero(values >= level)
+def crossing(steps, values, level, after=0):
+    """The first step from after on at which values reach level, or NaN."""
+    reached = np.flatnonzero((values >= level) & (steps >= after))
     return steps[reached[0]] if len(reached) else np.nan
 
 
@@ -149,20 +149,17 @@ def judge(settings, rows, curves):
         mean, low, high = interval(norm_change(found[index][1]))
         claims.append(claim(f"{figure}: norm while validation rises", expected, f"{mean:+.1%} [{low:+.1%}, {high:+.1%}]",
                             None if np.isnan(mean) else sign * low > 0 and sign * high > 0))
-    history = found[3][1]
-    share, jump, spread = [], [], []
+    history, share, memory = found[3][1], [], []
     for i, steps in enumerate(history["step"]):
         half = crossing(steps, history["val_acc_unmirrored"][i], 0.5)
         share.append(crossing(steps, history["circuit_share"][i], 0.1) / half)
-        if half == half:
-            jump.append(history["circuit_share"][i][steps == half][0])
-            spread.append(history["circuit_spread"][i][-1] / history["circuit_spread"][i][steps == half][0] - 1)
-    mean, low, high = interval(share)
-    claims.append(claim("circuit share 0.1, step over that of validation 0.5", "before (inferred)", f"{mean:.2f} [{low:.2f}, {high:.2f}]",
-                        None if np.isnan(mean) else high < 1))
-    mean, low, high = interval(spread)
-    claims.append(claim("spread of the rest of the logits after validation 0.5", "falls (inferred)", f"{mean:+.0%} [{low:+.0%}, {high:+.0%}]",
-                        None if np.isnan(mean) else high < 0))
+        learned = crossing(steps, history["memory_acc"][i], 0.5)
+        memory.append(crossing(steps, -history["memory_acc"][i], -0.5, after=learned) / half)
+    for text, ratios, before in (("circuit share reaches 0.1, its step over that of validation 0.5", share, True),
+                                 ("train accuracy without the circuit falls to 0.5, likewise", memory, False)):
+        mean, low, high = interval(ratios)
+        claims.append(claim(text, "before (inferred)" if before else "after (inferred)", f"{mean:.2f} [{low:.2f}, {high:.2f}]",
+                            None if np.isnan(mean) else high < 1 if before else low > 1))
     return claims
 
 

@@ -1,0 +1,186 @@
+"""Model-wise double descent: validation accuracy against hidden size rises, falls and rises again (Huang et al. 2024,
+figures 6 and 7), and the paper's two predictions of when it does.
+
+A wider model memorizes more (the memorization capacity rises with size) and needs fewer examples to prefer the
+generalizing circuit (the critical dataset size falls with size). The two curves cross once. With fewer training
+examples D than at the crossing, a growing model goes through progression, then ungrokking, where it memorizes and
+nothing more, then semi-grokking and grokking: validation accuracy dips on the way. With more, there is no dip.
+
+    prediction 1    the dip is there for small D and gone for large D
+    prediction 2    a harder task, (a + b)^2 mod p, moves the crossing up: it dips at a D where addition does not
+
+    python double_descent.py                      a laptop's CPU, about a minute
+    python double_descent.py --scale small        p = 59, 11 seeds, up to half an hour on two cores
+    python double_descent.py --device cuda        p = 113, the paper's 825 runs
+    torchrun --nproc-per-node=8 double_descent.py --scale paper     the same, shared out over GPUs or processes
+
+Expect double_descent.png, one panel per task: each point is a mean over seeds, coloured by the dynamic that most of
+its runs went through, and a verdict on each prediction.
+"""
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch>=2.4,<2.14", "numpy>=1.26,<3", "matplotlib>=3.8,<4"]
+# ///
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from common import COLORS, Settings, by_cell, claim, interval, option, reproduce
+
+
+@dataclass(frozen=True)
+class Grid(Settings):
+    """Every hidden size with every D of each task."""
+    hidden: tuple[int, ...] = option("hidden sizes", minimum=1)
+    data: tuple[int, ...] = option("training examples D of addition", minimum=1)
+    squared_data: tuple[int, ...] = option("training examples D of (a + b)^2", minimum=1)
+
+
+PRESETS = {
+    "quick": Grid(p=37, seeds=3, steps=1500, lr=2e-2, weight_decay=1.0, hidden=(4, 8, 16, 24, 32, 48), data=(400, 500), squared_data=(500,)),
+    "small": Grid(p=59, seeds=11, steps=3000, lr=2e-2, weight_decay=1.0, hidden=(4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 64),
+                  data=(900, 1000, 1200, 1500), squared_data=(1200,)),
+    "paper": Grid(p=113, seeds=11, steps=10000, lr=5e-3, weight_decay=1.0, hidden=(4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 56, 64, 100),
+                  data=(2600, 3000, 4000, 5000), squared_data=(3000,)),
+}
+
+
+def grid(settings):
+    """The runs: every hidden size and D of both tasks with every seed."""
+    return [settings.run(task, hidden, data, seed, experiment="double_descent")
+            for task, sizes in (("addition", settings.data), ("squared_addition", settings.squared_data))
+            for data in sizes for hidden in settings.hidden for seed in range(settings.seeds)]
+
+
+# the rule for a dip
+
+
+def curve(rows, task, data, measure="val_acc_unmirrored"):
+    """Hidden sizes, ascending, and the seeds' values at each, (sizes, seeds); NaN for a run that diverged."""
+    found = {hidden: [line[measure] if line[measure] is not None else np.nan for line in cell]
+             for (t, hidden, d), cell in by_cell(rows).items() if (t, d) == (task, data)}
+    sizes = sorted(found)
+    return np.array(sizes), np.array([found[size] for size in sizes])
+
+
+def dip(means):
+    """Depth and index of the dip of a curve (sizes,): the most that a value lies below both the best before and after it.
+
+    depth = max over i of min(max of means[:i], max of means[i+1:]) - means[i], 0 for a curve that only rises or falls.
+    """
+    means = np.asarray(means)
+    depths = [min(means[:i].max(), means[i + 1:].max()) - means[i] for i in range(1, len(means) - 1)]
+    best = int(np.argmax(depths)) if depths else 0
+    return (float(depths[best]), best + 1) if depths and depths[best] > 0 else (0.0, None)
+
+
+DIP = 0.2      # a dip is a dip if the 95% interval of its depth lies above this, none if below, else undecided
+
+
+def dip_interval(values, draws=2000):
+    """Depth of the dip of the means over seeds of values (sizes, seeds), its index, and its 95% bootstrap interval.
+
+    Seeds are drawn anew at each size. The largest of noisy differences is biased upwards, and so is the interval;
+    the threshold DIP is what keeps noise from being called a dip.
+    """
+    random = np.random.default_rng(0)
+    drawn = random.integers(values.shape[1], size=(draws, *values.shape))
+    samples = np.nanmean(np.take_along_axis(np.broadcast_to(values, drawn.shape), drawn, 2), 2)
+    depth, where = dip(np.nanmean(values, 1))
+    return depth, where, *map(float, np.percentile([dip(sample)[0] for sample in samples], [2.5, 97.5]))
+
+
+# the figure
+
+
+def draw(settings, rows, curves):
+    """Figures 6 and 7: validation accuracy, and training accuracy beneath, against hidden size; a panel per task."""
+    tasks = [(task, sizes) for task, sizes in (("addition", settings.data), ("squared_addition", settings.squared_data)) if sizes]
+    figure = Figure(figsize=(6.2 * len(tasks) + 1, 6.4), layout="constrained")
+    axes = figure.subplots(2, len(tasks), sharex=True, sharey="row", squeeze=False, height_ratios=(3, 1))
+    formula = {"addition": f"(a + b) mod {settings.p}", "squared_addition": f"(a + b)$^2$ mod {settings.p}"}
+    for (top, bottom), (task, sizes) in zip(axes.T, tasks):
+        shades = {data: str(0.65 * i / max(1, len(sizes))) for i, data in enumerate(sorted(sizes))}
+        means = {}
+        for data, shade in shades.items():
+            hidden, values = curve(rows, task, data)
+            means[data], low, high = np.array([interval(seeds) for seeds in values]).T
+            top.fill_between(hidden, low, high, color=shade, alpha=0.15, lw=0)
+            top.plot(hidden, means[data], color=shade, lw=1.5, zorder=2)
+            top.plot(hidden, np.nanmean(curve(rows, task, data, "val_acc")[1], 1), color=shade, lw=0.8, ls=":", zorder=1)
+            bottom.plot(hidden, np.nanmean(curve(rows, task, data, "train_acc")[1], 1), color=shade, lw=1.5)
+            common_kind = [Counter(line["dynamic"] for line in by_cell(rows)[task, size, data]).most_common(1)[0][0] for size in hidden]
+            top.scatter(hidden, means[data], c=[COLORS[kind] for kind in common_kind], s=45, zorder=3, edgecolors="white", linewidths=0.6)
+            depth, where, least, _ = dip_interval(values)
+            if least > DIP:
+                top.annotate("dip", (hidden[where], means[data][where]), (0, 26), textcoords="offset points", ha="center",
+                             arrowprops={"arrowstyle": "->"})
+        for data in means:      # label a curve where it is farthest from the others
+            others = [abs(means[data] - means[other]) for other in means if other != data]
+            at = int(np.argmax(np.nanmin(others, 0))) if others else 0
+            top.annotate(f"D = {data}", (hidden[at], means[data][at]), (7, -13), textcoords="offset points", fontsize=9, color=shades[data])
+        top.set_title(formula[task])
+        top.set_ylim(-0.04, 1.06)
+        bottom.set_xlabel("hidden size d")
+        for axis in (top, bottom):
+            axis.grid(alpha=0.25)
+    axes[0, 0].set_ylabel("final validation accuracy, unmirrored\n(dotted: all validation pairs)")
+    axes[1, 0].set_ylabel("training accuracy")
+    seen = [kind for kind in COLORS if any(line["dynamic"] == kind for line in rows)]
+    marks = [axes[0, -1].scatter([], [], c=COLORS[kind], s=45, label=kind) for kind in seen]
+    axes[0, -1].legend(handles=marks, loc="lower right", fontsize=9, title="most runs here went through")
+    figure.suptitle(f"Wider models can generalize worse before they generalize better (mean of {settings.seeds} seeds, 95% interval, step {settings.steps})")
+    return {"double_descent.png": figure}
+
+
+# claims
+
+
+PAPER = {  # what the paper reports, as (task, D, hidden sizes): in words, and whether validation accuracy is near zero there
+    ("addition", 2600, (24, 28, 32, 36, 40)): "zero at d = 24 to 40", ("squared_addition", 3000, (24,)): "zero at d = 24",
+}
+
+
+def judge(settings, rows, curves):
+    """Both predictions, the dip of each curve, and at paper scale the numbers that the paper states."""
+    claims, dips, threshold = [], {}, f"depth above {DIP}"
+    for task, sizes in (("addition", settings.data), ("squared_addition", settings.squared_data)):
+        for data in sorted(sizes):
+            hidden, values = curve(rows, task, data)
+            depth, where, low, high = dips[task, data] = dip_interval(values)
+            dips[task, data] = (*dips[task, data], "dip" if low > DIP else "no dip" if high < DIP else "undecided")
+            place = f" at d = {hidden[where]}" if where else ""
+            expected = {"addition": {2600: "dip", 3000: "shallow dip", 4000: "no dip", 5000: "no dip"}, "squared_addition": {3000: "dip"}}
+            paper = expected[task].get(data, "-") if settings.p == 113 else "-"
+            found = dips[task, data][-1]
+            claims.append(claim(f"{task}, D = {data}: {threshold}", paper, f"{found}: {depth:.2f} [{low:.2f}, {high:.2f}]{place}",
+                                None if found == "undecided" or paper == "-" else paper.endswith("dip") and paper.startswith("no") == (found == "no dip")))
+    if len(settings.data) > 1:
+        small, large = (dips["addition", f(settings.data)] for f in (min, max))
+        claims.insert(0, claim("prediction 1: addition dips for small D and not for large", f"dip at {min(settings.data)}, none at {max(settings.data)}",
+                               f"{small[-1]} {small[0]:.2f}, {large[-1]} {large[0]:.2f}",
+                               None if "undecided" in (small[-1], large[-1]) else (small[-1], large[-1]) == ("dip", "no dip")))
+    for data in set(settings.squared_data) & set(settings.data):
+        hard, easy = dips["squared_addition", data], dips["addition", data]
+        apart = hard[2] > easy[3]
+        claims.insert(1, claim(f"prediction 2: at D = {data} the harder task dips deeper", "dip where addition has none or less",
+                               f"{hard[0]:.2f} [{hard[2]:.2f}, {hard[3]:.2f}] against {easy[0]:.2f} [{easy[2]:.2f}, {easy[3]:.2f}]",
+                               True if apart and hard[2] > DIP else False if hard[3] < max(easy[2], DIP) else None))
+    if settings.p == 113:
+        for (task, data, sizes), words in PAPER.items():
+            values = [line["val_acc"] for line in rows if (line["task"], line["data"]) == (task, data) and line["hidden"] in sizes]
+            if values:
+                mean, low, high = interval(values)
+                claims.append(claim(f"{task}, D = {data}, d = {sizes[0]} to {sizes[-1]}: val_acc", words, f"{mean:.2f} [{low:.2f}, {high:.2f}]", high < 0.1))
+    return claims
+
+
+def main():
+    """Train, draw, judge."""
+    reproduce("double_descent.py", __doc__, PRESETS, grid, draw, judge)
+
+
+if __name__ == "__main__":
+    main()
