@@ -79,17 +79,24 @@ def dip(means):
 DIP = 0.2      # a dip is a dip if the 95% interval of its depth lies above this, none if below, else undecided
 
 
-def dip_interval(values, draws=2000):
-    """Depth of the dip of the means over seeds of values (sizes, seeds), its index, and its 95% bootstrap interval.
+def dip_depths(values, draws=2000):
+    """Depths of the dip (draws,) when the seeds of values (sizes, seeds) are drawn anew at each size: the bootstrap.
 
-    Seeds are drawn anew at each size. The largest of noisy differences is biased upwards, and so is the interval;
-    the threshold DIP is what keeps noise from being called a dip.
+    The largest of noisy differences is biased upwards, and so are these; the threshold DIP keeps noise from being
+    called a dip.
     """
-    random = np.random.default_rng(0)
-    drawn = random.integers(values.shape[1], size=(draws, *values.shape))
-    samples = np.nanmean(np.take_along_axis(np.broadcast_to(values, drawn.shape), drawn, 2), 2)
-    depth, where = dip(np.nanmean(values, 1))
-    return depth, where, *map(float, np.percentile([dip(sample)[0] for sample in samples], [2.5, 97.5]))
+    drawn = np.random.default_rng(0).integers(values.shape[1], size=(draws, *values.shape))
+    return np.array([dip(np.nanmean(np.take_along_axis(values, seeds, 1), 1))[0] for seeds in drawn])
+
+
+def dip_interval(values):
+    """Depth of the dip of values (sizes, seeds), its index, and the 95% bootstrap interval of the depth."""
+    return *dip(np.nanmean(values, 1)), *map(float, np.percentile(dip_depths(values), [2.5, 97.5]))
+
+
+def dip_verdict(low, high):
+    """'dip', 'no dip' or, where the interval of the depth holds DIP, 'undecided'."""
+    return "dip" if low > DIP else "no dip" if high < DIP else "undecided"
 
 
 # the figure
@@ -138,42 +145,42 @@ def draw(settings, rows, curves):
 # claims
 
 
-PAPER = {  # what the paper reports, as (task, D, hidden sizes): in words, and whether validation accuracy is near zero there
-    ("addition", 2600, (24, 28, 32, 36, 40)): "zero at d = 24 to 40", ("squared_addition", 3000, (24,)): "zero at d = 24",
-}
+# what the paper reports at p = 113, by (task, D), and the hidden sizes at which it reports zero
+PAPER_DIPS = {("addition", 2600): "dip", ("addition", 3000): "shallow dip", ("addition", 4000): "no dip", ("addition", 5000): "no dip",
+              ("squared_addition", 3000): "dip"}
+PAPER_ZEROS = {("addition", 2600): (24, 28, 32, 36, 40), ("squared_addition", 3000): (24,)}
 
 
 def judge(settings, rows, curves):
     """Both predictions, the dip of each curve, and at paper scale the numbers that the paper states."""
-    claims, dips, threshold = [], {}, f"depth above {DIP}"
+    found, each = {}, []
     for task, sizes in (("addition", settings.data), ("squared_addition", settings.squared_data)):
         for data in sorted(sizes):
             hidden, values = curve(rows, task, data)
-            depth, where, low, high = dips[task, data] = dip_interval(values)
-            dips[task, data] = (*dips[task, data], "dip" if low > DIP else "no dip" if high < DIP else "undecided")
-            place = f" at d = {hidden[where]}" if where else ""
-            expected = {"addition": {2600: "dip", 3000: "shallow dip", 4000: "no dip", 5000: "no dip"}, "squared_addition": {3000: "dip"}}
-            paper = expected[task].get(data, "-") if settings.p == 113 else "-"
-            found = dips[task, data][-1]
-            claims.append(claim(f"{task}, D = {data}: {threshold}", paper, f"{found}: {depth:.2f} [{low:.2f}, {high:.2f}]{place}",
-                                None if found == "undecided" or paper == "-" else paper.endswith("dip") and paper.startswith("no") == (found == "no dip")))
+            depth, where, low, high = dip_interval(values)
+            found[task, data] = verdict = dip_verdict(low, high)
+            paper = PAPER_DIPS.get((task, data)) if settings.p == 113 else None
+            each.append(claim(f"{task}, D = {data}: a dip deeper than {DIP}", paper or "-",
+                              f"{verdict}: {depth:.2f} [{low:.2f}, {high:.2f}]" + (f" at d = {hidden[where]}" if where else ""),
+                              None if paper is None or verdict == "undecided" else paper.startswith("no") == (verdict == "no dip")))
+    claims = []
     if len(settings.data) > 1:
-        small, large = (dips["addition", f(settings.data)] for f in (min, max))
-        claims.insert(0, claim("prediction 1: addition dips for small D and not for large", f"dip at {min(settings.data)}, none at {max(settings.data)}",
-                               f"{small[-1]} {small[0]:.2f}, {large[-1]} {large[0]:.2f}",
-                               None if "undecided" in (small[-1], large[-1]) else (small[-1], large[-1]) == ("dip", "no dip")))
-    for data in set(settings.squared_data) & set(settings.data):
-        hard, easy = dips["squared_addition", data], dips["addition", data]
-        apart = hard[2] > easy[3]
-        claims.insert(1, claim(f"prediction 2: at D = {data} the harder task dips deeper", "dip where addition has none or less",
-                               f"{hard[0]:.2f} [{hard[2]:.2f}, {hard[3]:.2f}] against {easy[0]:.2f} [{easy[2]:.2f}, {easy[3]:.2f}]",
-                               True if apart and hard[2] > DIP else False if hard[3] < max(easy[2], DIP) else None))
-    if settings.p == 113:
-        for (task, data, sizes), words in PAPER.items():
-            values = [line["val_acc"] for line in rows if (line["task"], line["data"]) == (task, data) and line["hidden"] in sizes]
-            if values:
-                mean, low, high = interval(values)
-                claims.append(claim(f"{task}, D = {data}, d = {sizes[0]} to {sizes[-1]}: val_acc", words, f"{mean:.2f} [{low:.2f}, {high:.2f}]", high < 0.1))
+        small, large = (found["addition", end(settings.data)] for end in (min, max))
+        claims.append(claim("prediction 1: addition dips for small D, not for large", f"dip at {min(settings.data)}, no dip at {max(settings.data)}",
+                            f"{small}, {large}", None if "undecided" in (small, large) else (small, large) == ("dip", "no dip")))
+    for data in sorted(set(settings.squared_data) & set(settings.data)):
+        hard, easy = (curve(rows, task, data)[1] for task in ("squared_addition", "addition"))
+        difference = dip(np.nanmean(hard, 1))[0] - dip(np.nanmean(easy, 1))[0]
+        low, high = np.percentile(dip_depths(hard) - dip_depths(easy), [2.5, 97.5])
+        claims.append(claim(f"prediction 2: at D = {data} the harder task dips deeper", "deeper", f"by {difference:.2f} [{low:.2f}, {high:.2f}]",
+                            True if low > 0 and found["squared_addition", data] == "dip" else
+                            False if high <= 0 or found["squared_addition", data] == "no dip" else None))
+    claims += each
+    for (task, data), sizes in PAPER_ZEROS.items():
+        zero = [line["val_acc"] for line in rows if (line["p"], line["task"], line["data"]) == (113, task, data) and line["hidden"] in sizes]
+        if zero:
+            mean, low, high = interval(zero)
+            claims.append(claim(f"{task}, D = {data}, d = {' '.join(map(str, sizes))}: val_acc", "zero", f"{mean:.2f} [{low:.2f}, {high:.2f}]", high < 0.1))
     return claims
 
 

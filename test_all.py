@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 import common
+import double_descent
 import grok
 from common import Inputs, Population, Run, Transformer
 
@@ -279,6 +280,38 @@ def test_interval():
     assert common.interval([2, 2, None, math.nan]) == (2, 2, 2) and math.isnan(common.interval([])[0])
 
 
+@pytest.mark.parametrize("means, depth, where", [
+    ([0.1, 0.6, 0.0, 0.3, 1.0], 0.6, 2), ([0.1, 0.6, 0.7, 1.0], 0, None), ([1.0, 0.6, 0.3, 0.0], 0, None), ([0.6, 0.1, 0.9], 0.5, 1),
+    ([0.2, 0.9, 0.5, 0.6], 0.1, 2), ([0.5, 0.5, 0.5], 0, None), ([0.1, 0.9], 0, None)])
+def test_dip_rule(means, depth, where):
+    assert double_descent.dip(means) == (pytest.approx(depth), where)
+
+
+def test_dip_interval_tells_a_dip_from_noise_and_from_none():
+    random = np.random.default_rng(0)
+    for means, dips in (([0.2, 0.7, 0.0, 0.1, 0.9, 1.0], True), ([0.2, 0.5, 0.7, 0.8, 0.9, 1.0], False), ([0.2, 0.7, 0.7, 0.7, 0.9, 1.0], False)):
+        values = np.clip(np.array(means)[:, None] + random.normal(0, 0.1, (6, 11)), 0, 1)
+        depth, where, low, high = double_descent.dip_interval(values)
+        assert low <= depth <= high and (low > double_descent.DIP) == dips and (high < double_descent.DIP) == (not dips)
+        assert not dips or where in (2, 3) and depth == pytest.approx(0.7, abs=0.12)
+
+
+def made_up_rows(dip_small, dip_large, dip_squared):
+    """Rows whose curves dip or not, and curves for nothing else."""
+    def line(task, data, hidden, value, seed):
+        return {"task": task, "data": data, "hidden": hidden, "seed": seed, "val_acc_unmirrored": value, "val_acc": value, "dynamic": "grokking", "p": 11}
+    return [line(task, data, hidden, 0.02 if dips and hidden == 16 else value, seed) for seed in range(3)
+            for task, data, dips in (("addition", 40, dip_small), ("addition", 60, dip_large), ("squared_addition", 60, dip_squared))
+            for hidden, value in ((4, 0.5), (8, 0.7), (16, 0.8), (32, 1.0))]
+
+
+@pytest.mark.parametrize("dips, verdicts", [((True, False, True), (True, True)), ((True, True, True), (False, False)), ((False, False, False), (False, False))])
+def test_predictions_can_come_out_either_way(dips, verdicts):
+    settings = replace(double_descent.PRESETS["quick"], p=11, hidden=(4, 8, 16, 32), data=(40, 60), squared_data=(60,))
+    claims = double_descent.judge(settings, made_up_rows(*dips), {})
+    assert [c["holds"] for c in claims[:2]] == list(verdicts)
+
+
 # the phenomenon, and the script by its real command line
 
 
@@ -380,6 +413,14 @@ def test_killed_at_any_moment_the_same_command_goes_on_to_the_same_bytes(finishe
     assert here(*TINY, "--seeds", 2, "--out", tmp_path).returncode == 0
     assert (tmp_path / "runs.csv").read_bytes() == (finished[0] / "runs.csv").read_bytes()
     assert not list(tmp_path.glob("cache/unfinished-*.pt"))
+
+
+def test_double_descent_by_its_command_line(tmp_path):
+    arguments = ["--device", "cpu", "--p", 11, "--seeds", 2, "--steps", 20, "--hidden", 4, 8, 12, "--data", 40, 60, "--squared-data", 60]
+    done = here(*arguments, "--out", tmp_path, script=double_descent)
+    rows, _ = common.read_results(tmp_path)
+    assert done.returncode == 0 and len(rows) == 18 and (tmp_path / "double_descent.png").exists() and "prediction 2" in done.stdout
+    assert {(line["task"], line["data"]) for line in rows} == {("addition", 40), ("addition", 60), ("squared_addition", 60)}
 
 
 def test_two_ranks_give_the_results_of_one_process(finished, tmp_path):
