@@ -545,10 +545,10 @@ COLORS = {"progression": "#E69F00", "ungrokking": "#D55E00", "semi-grokking": "#
           "stalled": "#999999", "diverged": "#000000"}      # colour-blind safe (Okabe and Ito)
 
 
-def first_step(history, name, level):
-    """The step of the first evaluation at which a measure reaches level, or None."""
-    reached = np.flatnonzero(history[name] >= level)
-    return int(history["step"][reached[0]]) if len(reached) else None
+def first_step(steps, values, level, after=0):
+    """The first step, from after on, at which values reach level, or None."""
+    reached = np.flatnonzero((values >= level) & (steps >= after))
+    return int(steps[reached[0]]) if len(reached) else None
 
 
 def dynamic(history):
@@ -561,10 +561,10 @@ def dynamic(history):
     """
     if not np.isfinite(history["train_loss"]).all():
         return "diverged"
-    best = history["val_acc_unmirrored"].max()
-    if np.isnan(best):
+    steps, val_acc = history["step"], history["val_acc_unmirrored"]
+    if np.isnan(val_acc).all():
         return None
-    memorized, rising = first_step(history, "train_acc", MEMORIZED), first_step(history, "val_acc_unmirrored", FLOOR)
+    memorized, rising, best = first_step(steps, history["train_acc"], MEMORIZED), first_step(steps, val_acc, FLOOR), val_acc.max()
     if memorized is None or (rising is not None and rising <= memorized):
         return "stalled" if rising is None else "progression"
     return "grokking" if best >= GENERALIZED else "semi-grokking" if best >= FLOOR else "ungrokking"
@@ -581,8 +581,9 @@ def row(run, history):
     return {**{f.name: getattr(run, f.name) for f in fields(Run)}, "params": parameters(run),
             "operator": int(run.operator), "split": int(run.split),
             **{name: float(values[-1]) for name, values in history.items() if name != "step"},
-            "best_val_acc": float(history["val_acc"].max()), "memorized_at": first_step(history, "train_acc", MEMORIZED),
-            "generalized_at": first_step(history, "val_acc_unmirrored", GENERALIZED), "dynamic": dynamic(history)}
+            "best_val_acc": float(history["val_acc"].max()), "best_val_acc_unmirrored": float(history["val_acc_unmirrored"].max()),
+            "memorized_at": first_step(history["step"], history["train_acc"], MEMORIZED),
+            "generalized_at": first_step(history["step"], history["val_acc_unmirrored"], GENERALIZED), "dynamic": dynamic(history)}
 
 
 def interval(values, draws=10_000):

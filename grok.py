@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from common import COLORS, FLOOR, Settings, claim, count_dynamics, fail, interval, option, reproduce
+from common import COLORS, FLOOR, Settings, claim, count_dynamics, fail, first_step, interval, option, reproduce
 
 DYNAMICS = ("progression", "ungrokking", "semi-grokking", "grokking")
 
@@ -124,42 +124,39 @@ def draw(settings, rows, curves):
 # claims
 
 
-def crossing(steps, values, level, after=0):
-    """The first step from after on at which values reach level, or NaN."""
-    reached = np.flatnonzero((values >= level) & (steps >= after))
-    return steps[reached[0]] if len(reached) else np.nan
+def norm_change(steps, accuracy, norm):
+    """Relative change of the norm while validation accuracy rises from FLOOR to 9/10 of its best, None if it doesn't."""
+    begin, end = first_step(steps, accuracy, FLOOR), first_step(steps, accuracy, 0.9 * accuracy.max())
+    return norm[steps == end][0] / norm[steps == begin][0] - 1 if begin is not None and end > begin else None
 
 
-def norm_change(history):
-    """Relative change of the norm while unmirrored validation accuracy rises from FLOOR to 9/10 of its best, per seed."""
-    changes = []
-    for steps, accuracy, norm in zip(history["step"], history["val_acc_unmirrored"], history["norm"]):
-        begin, end = crossing(steps, accuracy, FLOOR), crossing(steps, accuracy, max(FLOOR, 0.9 * np.nanmax(accuracy)))
-        changes.append(norm[steps == end][0] / norm[steps == begin][0] - 1 if end > begin else np.nan)
-    return changes
+def verdict(text, paper, values, expected, style="{:.2f}"):
+    """A claim that the mean over seeds of values lies in a direction from expected[0]: 'above' or 'below' it."""
+    mean, low, high = interval(values)
+    bound, side = expected
+    return claim(text, paper, "{} [{}, {}], n = {}".format(*map(style.format, (mean, low, high)), sum(v is not None for v in values)),
+                 None if np.isnan(mean) else low > bound if side == "above" else high < bound)
 
 
 def judge(settings, rows, curves):
-    """The paper's claims on the four dynamics, and two on the circuits beneath."""
-    claims, found = [], list(cells(settings, rows, curves))
-    for expected, (lines, _) in zip(DYNAMICS, found):
+    """The paper's claims on the four dynamics (figures 2 and 9), and two on the circuits beneath."""
+    found = dict(zip(DYNAMICS, cells(settings, rows, curves)))
+    claims = []
+    for expected, (lines, _) in found.items():
         same = sum(line["dynamic"] == expected for line in lines)
         claims.append(claim(f"fig 2: hidden {lines[0]['hidden']}, D {lines[0]['data']}", expected, count_dynamics(lines), same > len(lines) / 2))
-    for figure, expected, index, sign in (("fig 9", "rises in progression", 0, 1), ("fig 9", "falls in grokking", 3, -1)):
-        mean, low, high = interval(norm_change(found[index][1]))
-        claims.append(claim(f"{figure}: norm while validation rises", expected, f"{mean:+.1%} [{low:+.1%}, {high:+.1%}]",
-                            None if np.isnan(mean) else sign * low > 0 and sign * high > 0))
-    history, share, memory = found[3][1], [], []
-    for i, steps in enumerate(history["step"]):
-        half = crossing(steps, history["val_acc_unmirrored"][i], 0.5)
-        share.append(crossing(steps, history["circuit_share"][i], 0.1) / half)
-        learned = crossing(steps, history["memory_acc"][i], 0.5)
-        memory.append(crossing(steps, -history["memory_acc"][i], -0.5, after=learned) / half)
-    for text, ratios, before in (("circuit share reaches 0.1, its step over that of validation 0.5", share, True),
-                                 ("train accuracy without the circuit falls to 0.5, likewise", memory, False)):
-        mean, low, high = interval(ratios)
-        claims.append(claim(text, "before (inferred)" if before else "after (inferred)", f"{mean:.2f} [{low:.2f}, {high:.2f}]",
-                            None if np.isnan(mean) else high < 1 if before else low > 1))
+    for name, paper, side in (("progression", "rises", "above"), ("grokking", "falls", "below")):
+        history = found[name][1]
+        changes = [norm_change(*seed) for seed in zip(history["step"], history["val_acc_unmirrored"], history["norm"])]
+        claims.append(verdict(f"fig 9: norm while validation rises, {name}", paper, changes, (0, side), "{:+.1%}"))
+    history, grown, lost = found["grokking"][1], [], []
+    for steps, val_acc, share, memory in zip(*(history[k] for k in ("step", "val_acc_unmirrored", "circuit_share", "memory_acc"))):
+        half, tenth = first_step(steps, val_acc, 0.5), first_step(steps, share, 0.1)
+        forgotten = first_step(steps, -memory, -0.5, after=first_step(steps, memory, 0.5) or 0)
+        grown.append(tenth / half if half and tenth else None)
+        lost.append(forgotten / half if half and forgotten else None)
+    claims.append(verdict("grokking: step of circuit share 0.1 / of validation 0.5", "before (inferred)", grown, (1, "below")))
+    claims.append(verdict("grokking: step of memory accuracy below 0.5 / of validation 0.5", "after (inferred)", lost, (1, "above")))
     return claims
 
 

@@ -270,8 +270,9 @@ def test_dynamic_rule(train, val, name):
 
 
 def test_norm_change_over_the_rise():
-    history = {k: v[None] for k, v in {**curve([0, 1, 1, 1, 1], [0, 0, 0.2, 1, 1]), "norm": np.array([5.0, 8, 8, 6, 5])}.items()}
-    assert grok.norm_change(history) == [pytest.approx(-0.25)]
+    steps, norm = np.arange(5), np.array([5.0, 8, 8, 6, 5])
+    assert grok.norm_change(steps, np.array([0, 0, 0.2, 1, 1]), norm) == pytest.approx(-0.25)
+    assert grok.norm_change(steps, np.zeros(5), norm) is None
 
 
 def test_interval():
