@@ -21,8 +21,10 @@ import os
 import platform
 import sqlite3
 import sys
+import threading
 import time
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from functools import partial
@@ -452,7 +454,7 @@ def size(run):
 def cost(population):
     """Relative time to train a population, for the time left and to share the work out."""
     run = population[0]
-    return len(population) * run.steps * (run.data + run.memorize) * size(run) * (run.hidden + 20)
+    return len(population) * run.steps * (run.data + run.memorize) * size(run) * (run.hidden + 80)
 
 
 def pack(runs, device):
@@ -475,8 +477,9 @@ def pack(runs, device):
 def sweep(runs, options):
     """Train the runs that the cache does not hold. Returns {run: history}, a history a dict of arrays (evaluations,).
 
-    Under torchrun the populations are shared out over the ranks, the dearest first, and gathered by rank 0 (the others
-    return None): the results are those of one process.
+    On a CPU each thread trains a population, which is faster than all threads on one. Under torchrun the populations
+    are shared out over the ranks, the dearest first, and gathered by rank 0 (the others return None). Either way the
+    results are the same.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     folder, done, begun = options.out / "cache", {}, time.monotonic()
@@ -489,20 +492,25 @@ def sweep(runs, options):
         least = load.index(min(load))
         load[least] += cost(population)
         mine += [population] if least == rank else []
-    trained, shown, live = [], 0.0, sys.stderr.isatty()
+    at, shown, live, stop = {}, 0.0, sys.stderr.isatty(), threading.Event()
 
     def tick(population, step, measures):
         nonlocal shown
+        if stop.is_set():
+            raise KeyboardInterrupt
+        at[population[0]] = population, step / population[0].steps
         seconds = time.monotonic() - begun
         if seconds - shown < (0.2 if live else 30) or not step:
             return
-        shown = seconds
-        work = sum(map(cost, trained)) + cost(population) * step / population[0].steps
-        run_steps = sum(len(part) * part[0].steps for part in trained) + len(population) * step
-        line = (f"{sum(map(len, trained))}/{sum(map(len, mine))} runs | hidden {population[0].hidden}, D {population[0].data}, step {step}: "
-                f"train {measures['train_acc'].mean():.2f}, val {measures['val_acc'].mean():.2f} | {run_steps / seconds:.0f} run-steps/s, "
+        shown, trained = seconds, sum(len(part) for part, share in at.values() if share == 1)
+        work = sum(cost(part) * share for part, share in at.values())
+        line = (f"{trained}/{sum(map(len, mine))} runs | hidden {population[0].hidden}, D {population[0].data}, step {step}: "
+                f"train {measures['train_acc'].mean():.2f}, val {measures['val_acc'].mean():.2f} | {run_steps() / seconds:.0f} run-steps/s, "
                 f"{timedelta(seconds=round(seconds * (load[rank] / work - 1)))} left")
         print(f"\r\033[K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
+
+    def run_steps():
+        return sum(len(part) * part[0].steps * share for part, share in at.values())
 
     def finish(population):
         name = hashlib.sha256(repr(population).encode()).hexdigest()[:16]
@@ -517,14 +525,18 @@ def sweep(runs, options):
         save_tensors(folder / f"population-{name}.pt", {"runs": [asdict(run) for run in population], "history": history})
         checkpoint.unlink(missing_ok=True)
         keep(done, population, history)
-        trained.append(population)
 
-    for population in mine:
-        finish(population)
+    with ThreadPoolExecutor(options.workers) as pool:
+        try:
+            for future in as_completed([pool.submit(finish, population) for population in mine]):
+                future.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
     if live:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
-    options.runs_trained = sum(map(len, trained))
-    options.speed = round(sum(len(part) * part[0].steps for part in trained) / (time.monotonic() - begun), 1)
+    options.runs_trained, options.speed = sum(map(len, mine)), round(run_steps() / (time.monotonic() - begun), 1)
     if world > 1:
         parts = [None] * world if rank == 0 else None
         dist.gather_object(done, parts)
@@ -661,9 +673,9 @@ def count_dynamics(rows):
 # command line
 
 
-def option(text, default=None, minimum=None, above=None, choices=None):
+def option(text, default=None, minimum=0, choices=None):
     """A field of Settings that is also an option: its help and the values it allows."""
-    return field(default=default, metadata={"help": text, "minimum": minimum, "above": above, "choices": choices})
+    return field(default=default, metadata={"help": text, "minimum": minimum, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -672,10 +684,10 @@ class Settings:
     p: int = option("modulus", minimum=2)
     seeds: int = option("runs of each cell, with seeds 0, 1, ...", minimum=1)
     steps: int = option("optimization steps, full batch", minimum=1)
-    lr: float = option("learning rate of AdamW", above=0)
-    weight_decay: float = option("weight decay of AdamW", minimum=0)
+    lr: float = option("learning rate of AdamW", minimum=1e-9)
+    weight_decay: float = option("weight decay of AdamW")
     loss: str = option("rounding of the loss trained on", "float32", choices=("float32", "exact"))
-    eps: float = option("epsilon of AdamW", 1e-8, minimum=0)
+    eps: float = option("epsilon of AdamW", 1e-8)
 
     def run(self, task, hidden, data, seed, **more):
         """A Run with these settings."""
@@ -696,16 +708,15 @@ class Parser(argparse.ArgumentParser):
         fail(message)
 
 
-def value_of(kind, minimum=None, above=None):
-    """An argparse type: a finite number within its bounds."""
+def value_of(kind, minimum):
+    """An argparse type: a finite int or float of at least minimum."""
     def parse(text):
         try:
             number = kind(text)
         except ValueError:
             number = math.nan
-        bounds = "" if minimum is None and above is None else f" of at least {minimum}" if above is None else f" above {above}"
-        if not math.isfinite(number) or (minimum is not None and number < minimum) or (above is not None and number <= above):
-            raise argparse.ArgumentTypeError(f"{text}: {'an integer' if kind is int else 'a number'}{bounds} is needed")
+        if not minimum <= number < math.inf:
+            raise argparse.ArgumentTypeError(f"{text}: {'an integer' if kind is int else 'a number'} of at least {minimum} is needed")
         return number
     return parse
 
@@ -717,10 +728,8 @@ def machine_options(parser):
 
 
 def set_up(options):
-    """Resolve --device (under torchrun each rank takes its own GPU), set threads, make CUDA deterministic."""
+    """Resolve --device (under torchrun each rank takes its own GPU) and --threads, make CUDA deterministic."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if options.threads:
-        torch.set_num_threads(options.threads)
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if options.device == "cuda" and torch.cuda.is_available():
@@ -729,6 +738,8 @@ def set_up(options):
         torch.zeros(1, device=options.device)
     except (RuntimeError, AssertionError, NotImplementedError):
         fail(f"--device {options.device}: not a device of this machine; allowed are auto, cpu, and cuda, cuda:N or mps where there is one")
+    options.workers = (options.threads or torch.get_num_threads()) if options.device == "cpu" else 1
+    torch.set_num_threads(1)
     if options.device.startswith("cuda"):
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False
@@ -744,7 +755,7 @@ def command_line(script, doc, presets):
     for f in settings:
         meta, kind = f.metadata, int if f.type in (int, tuple[int, ...]) else f.type
         parser.add_argument("--" + f.name.replace("_", "-"), nargs="+" if f.type == tuple[int, ...] else None,
-                            type=str if kind is str else value_of(kind, meta["minimum"], meta["above"]),
+                            type=str if kind is str else value_of(kind, meta["minimum"]),
                             choices=meta["choices"], help=meta["help"])
     parser.add_argument("--out", type=Path, help=f"directory of the results (default: results/{Path(script).stem}-SCALE)")
     parser.add_argument("--fresh", action="store_true", help="ignore what was saved, and overwrite it")
@@ -819,7 +830,7 @@ def print_results(rows, claims):
         if line["dynamic"] == "diverged":
             print(f"diverged: {line['task']} hidden {line['hidden']} D {line['data']} seed {line['seed']}")
     print()
-    holds = {True: "yes", False: "NO", None: "not reached"}
+    holds = {True: "yes", False: "NO", None: "-"}
     print_table([["claim", "paper", "measured", "holds"], *([c["claim"], c["paper"], c["measured"], holds[c["holds"]]] for c in claims)])
 
 
@@ -835,7 +846,7 @@ def reproduce(script, doc, presets, grid, draw, judge):
     gpu = options.device.startswith("cuda")
     summary = {"command": " ".join([script, *sys.argv[1:]]), "configuration": {"script": script, **json.loads(json.dumps(asdict(settings)))},
                "scale": scale, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-               "device": torch.cuda.get_device_name(options.device) if gpu else options.device, "threads": torch.get_num_threads()}
+               "device": torch.cuda.get_device_name(options.device) if gpu else options.device, "threads": options.workers}
     try:
         if "RANK" in os.environ:
             dist.init_process_group("gloo", timeout=timedelta(days=7))
@@ -912,12 +923,13 @@ def benchmark():
     parser = Parser(prog="common.py", description="Run-steps per second on this machine.")
     machine_options(parser)
     for name, default, text in (("--p", 113, "modulus"), ("--hidden", 32, "hidden size"), ("--data", 3000, "training examples"),
-                                ("--runs", None, "runs packed together (default: 4 on a CPU, 11 elsewhere)")):
+                                ("--runs", None, "runs packed together (default: 2 on a CPU, 11 elsewhere)")):
         parser.add_argument(name, type=value_of(int, 1), default=default, help=text)
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     options = parser.parse_args()
     set_up(options)
-    device, count = options.device, options.runs or (4 if options.device == "cpu" else 11)
+    torch.set_num_threads(options.workers)
+    device, count = options.device, options.runs or (2 if options.device == "cpu" else 11)
     runs = [Run("addition", options.p, options.hidden, options.data, seed, 1, 1e-3, 1.0) for seed in range(count)]
     check(runs)
 

@@ -39,9 +39,9 @@ class Grid(Settings):
 
 
 PRESETS = {
-    "quick": Grid(p=37, seeds=3, steps=1500, lr=2e-2, weight_decay=1.0, hidden=(4, 8, 16, 24, 32, 48), data=(400, 500), squared_data=(500,)),
-    "small": Grid(p=59, seeds=11, steps=3000, lr=2e-2, weight_decay=1.0, hidden=(4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 64),
-                  data=(900, 1000, 1200, 1500), squared_data=(1200,)),
+    "quick": Grid(p=43, seeds=3, steps=1500, lr=2e-2, weight_decay=1.0, hidden=(4, 8, 12, 24, 48), data=(560, 750), squared_data=(750,)),
+    "small": Grid(p=59, seeds=11, steps=3000, lr=1e-2, weight_decay=1.0, hidden=(4, 8, 12, 16, 24, 32, 64),
+                  data=(1000, 1200, 1500), squared_data=(1500,)),
     "paper": Grid(p=113, seeds=11, steps=10000, lr=5e-3, weight_decay=1.0, hidden=(4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 56, 64, 100),
                   data=(2600, 3000, 4000, 5000), squared_data=(3000,)),
 }

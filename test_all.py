@@ -439,7 +439,7 @@ def test_out_of_memory_packs_less(tmp_path, monkeypatch):
             raise torch.OutOfMemoryError("too much")
         return real(runs, *rest)
     monkeypatch.setattr(common, "train", small)
-    options = type("Options", (), {"out": tmp_path, "device": "cpu", "compile": False})
+    options = type("Options", (), {"out": tmp_path, "device": "cpu", "compile": False, "workers": 2})
     (tmp_path / "cache").mkdir()
     assert list(common.sweep(runs_of(7, steps=5), options)) == runs_of(7, steps=5)
 
