@@ -39,7 +39,7 @@ class Cells(Settings):
 
 
 PRESETS = {
-    "quick": Cells(p=37, seeds=3, steps=2000, lr=2e-2, weight_decay=1.0, hidden=(8, 16, 48, 48), data=(600, 400, 420, 550)),
+    "quick": Cells(p=37, seeds=3, steps=2000, lr=2e-2, weight_decay=1.0, hidden=(8, 16, 48, 64), data=(600, 400, 420, 600)),
     "small": Cells(p=59, seeds=11, steps=3000, lr=1e-2, weight_decay=1.0, hidden=(8, 16, 48, 64), data=(1500, 1000, 1000, 1200)),
     "paper": Cells(p=113, seeds=5, steps=10000, lr=5e-3, weight_decay=1.0, hidden=(8, 32, 32, 64), data=(3000, 2600, 3000, 3000)),
 }
@@ -125,9 +125,11 @@ def draw(settings, rows, curves):
 
 
 def norm_change(steps, accuracy, norm):
-    """Relative change of the norm while validation accuracy rises from FLOOR to 9/10 of its best, None if it doesn't."""
-    begin, end = first_step(steps, accuracy, FLOOR), first_step(steps, accuracy, 0.9 * accuracy.max())
-    return norm[steps == end][0] / norm[steps == begin][0] - 1 if begin is not None and end > begin else None
+    """Relative change of the norm while validation accuracy rises from 1/10 to 9/10 of its best; None below FLOOR."""
+    if accuracy.max() < FLOOR:
+        return None
+    begin, end = (first_step(steps, accuracy, share * accuracy.max()) for share in (0.1, 0.9))
+    return norm[steps == end][0] / norm[steps == begin][0] - 1
 
 
 def verdict(text, paper, values, expected, style="{:.2f}"):
