@@ -442,7 +442,7 @@ def load_tensors(path):
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         print(f"{path} is damaged and is computed again ({type(error).__name__})", file=sys.stderr)
-        path.unlink()
+        path.unlink(missing_ok=True)
         return None
 
 
@@ -483,9 +483,12 @@ def sweep(runs, options):
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     folder, done, begun = options.out / "cache", {}, time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(folder.glob("population-*.pt")):
         if saved := load_tensors(path):
             keep(done, [Run(**run) for run in saved["runs"]], saved["history"])
+    if world > 1:
+        dist.barrier()      # all ranks know the same runs as done before any adds one
     missing = [[run for run in population if run not in done] for population in pack(runs, options.device)]
     mine, load = [], [0] * world
     for population in filter(None, missing):
@@ -502,22 +505,24 @@ def sweep(runs, options):
         seconds = time.monotonic() - begun
         if seconds - shown < (0.2 if live else 30) or not step:
             return
-        shown, trained = seconds, sum(len(part) for part, share in at.values() if share == 1)
-        work = sum(cost(part) * share for part, share in at.values())
+        shown, trained = seconds, sum(len(part) for part, share in list(at.values()) if share == 1)
+        work = sum(cost(part) * share for part, share in list(at.values()))
         line = (f"{trained}/{sum(map(len, mine))} runs | hidden {population[0].hidden}, D {population[0].data}, step {step}: "
                 f"train {measures['train_acc'].mean():.2f}, val {measures['val_acc'].mean():.2f} | {run_steps() / seconds:.0f} run-steps/s, "
                 f"{timedelta(seconds=round(seconds * (load[rank] / work - 1)))} left")
         print(f"\r\033[K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
 
     def run_steps():
-        return sum(len(part) * part[0].steps * share for part, share in at.values())
+        return sum(len(part) * part[0].steps * share for part, share in list(at.values()))
 
     def finish(population):
         name = hashlib.sha256(repr(population).encode()).hexdigest()[:16]
         checkpoint = folder / f"unfinished-{name}.pt"
         try:
             history = train(population, options.device, options.compile, checkpoint, partial(tick, population))
-        except torch.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError:
+            history = None          # what the exception holds is freed when this block ends
+        if history is None:
             if len(population) == 1:
                 fail(f"--device {options.device}: too little memory for one run of hidden size {population[0].hidden}")
             torch.cuda.empty_cache()

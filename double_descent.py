@@ -109,35 +109,40 @@ def draw(settings, rows, curves):
     axes = figure.subplots(2, len(tasks), sharex=True, sharey="row", squeeze=False, height_ratios=(3, 1))
     formula = {"addition": f"(a + b) mod {settings.p}", "squared_addition": f"(a + b)$^2$ mod {settings.p}"}
     for (top, bottom), (task, sizes) in zip(axes.T, tasks):
-        shades = {data: str(0.65 * i / max(1, len(sizes))) for i, data in enumerate(sorted(sizes))}
+        shades = {data: str(0.6 * i / len(sizes)) for i, data in enumerate(sorted(sizes))}
         means = {}
         for data, shade in shades.items():
             hidden, values = curve(rows, task, data)
             means[data], low, high = np.array([interval(seeds) for seeds in values]).T
-            top.fill_between(hidden, low, high, color=shade, alpha=0.15, lw=0)
+            top.fill_between(hidden, low, high, color=shade, alpha=0.12, lw=0)
             top.plot(hidden, means[data], color=shade, lw=1.5, zorder=2)
             top.plot(hidden, np.nanmean(curve(rows, task, data, "val_acc")[1], 1), color=shade, lw=0.8, ls=":", zorder=1)
             bottom.plot(hidden, np.nanmean(curve(rows, task, data, "train_acc")[1], 1), color=shade, lw=1.5)
-            common_kind = [Counter(line["dynamic"] for line in by_cell(rows)[task, size, data]).most_common(1)[0][0] for size in hidden]
-            top.scatter(hidden, means[data], c=[COLORS[kind] for kind in common_kind], s=45, zorder=3, edgecolors="white", linewidths=0.6)
-            depth, where, least, _ = dip_interval(values)
+            for size, mean, each in zip(hidden, means[data], values):
+                seeds = by_cell(rows)[task, size, data]
+                most = Counter(line["dynamic"] for line in seeds).most_common(1)[0][0]
+                top.scatter(size, mean, color=COLORS[most], s=50, zorder=4, edgecolors="white", linewidths=0.6)
+                top.scatter([size] * len(seeds), each, s=7, alpha=0.6, zorder=3,
+                            color=[COLORS[line["dynamic"]] for line in seeds])
+            _, where, least, _ = dip_interval(values)
             if least > DIP:
                 top.annotate("dip", (hidden[where], means[data][where]), (0, 26), textcoords="offset points", ha="center",
                              arrowprops={"arrowstyle": "->"})
         for data in means:      # label a curve where it is farthest from the others
             others = [abs(means[data] - means[other]) for other in means if other != data]
-            at = int(np.argmax(np.nanmin(others, 0))) if others else 0
-            top.annotate(f"D = {data}", (hidden[at], means[data][at]), (7, -13), textcoords="offset points", fontsize=9, color=shades[data])
+            at = int(np.argmax(np.nanmin(others, 0))) if others else len(means[data]) // 2
+            top.annotate(f"D = {data}", (hidden[at], means[data][at]), (8, -14), textcoords="offset points", fontsize=9, color=shades[data])
         top.set_title(formula[task])
         top.set_ylim(-0.04, 1.06)
         bottom.set_xlabel("hidden size d")
+        bottom.set_xticks(sorted(settings.hidden), labels=map(str, sorted(settings.hidden)), fontsize=8)
         for axis in (top, bottom):
             axis.grid(alpha=0.25)
     axes[0, 0].set_ylabel("final validation accuracy, unmirrored\n(dotted: all validation pairs)")
     axes[1, 0].set_ylabel("training accuracy")
     seen = [kind for kind in COLORS if any(line["dynamic"] == kind for line in rows)]
     marks = [axes[0, -1].scatter([], [], c=COLORS[kind], s=45, label=kind) for kind in seen]
-    axes[0, -1].legend(handles=marks, loc="lower right", fontsize=9, title="most runs here went through")
+    axes[0, -1].legend(handles=marks, loc="lower right", fontsize=9, title="most runs went through (small: each)")
     figure.suptitle(f"Wider models can generalize worse before they generalize better (mean of {settings.seeds} seeds, 95% interval, step {settings.steps})")
     return {"double_descent.png": figure}
 

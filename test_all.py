@@ -436,7 +436,7 @@ def test_out_of_memory_packs_less(tmp_path, monkeypatch):
 
     def small(runs, *rest):
         if len(runs) > 2:
-            raise torch.OutOfMemoryError("too much")
+            raise torch.cuda.OutOfMemoryError("too much")
         return real(runs, *rest)
     monkeypatch.setattr(common, "train", small)
     options = type("Options", (), {"out": tmp_path, "device": "cpu", "compile": False, "workers": 2})
