@@ -294,35 +294,29 @@ def circuits(logits, data):
 
     The logits of a pure generalizing circuit for addition depend on delta = c - (a + b) mod p alone. That part is
     estimated as the mean of the centred logits at each delta over the validation pairs whose mirror (b, a) was not
-    trained on either, where memorization knows nothing. For (a + b)^2 it depends on (a + b, c): p means per sum.
+    trained on either, where memorization knows nothing. For (a + b)^2 it depends on a + b and c: p means for each sum.
     circuit_share: share of the logit variance on these pairs that the part explains. circuit_margin: its right
-    logit less its largest wrong one, mean over sums. circuit_spread: standard deviation of the remainder.
-    memory_acc: training accuracy of the remainder, what memorization alone still knows.
+    logit less its largest wrong one, mean over sums. circuit_spread: standard deviation of the rest of the logits.
+    memory_acc: training accuracy of the rest, what memorization alone still knows.
     """
-    p = logits.shape[-1]
-    pair = torch.arange(p * p, device=logits.device)
-    total = (pair // p + pair % p) % p
-    if data.run.task == "squared_addition":
-        order, groups, answer = torch.arange(p, device=logits.device).expand(p * p, p), p, data.answers[0]
-        group = total
+    p, number = data.run.p, torch.arange(data.run.p, device=logits.device)
+    if data.run.task == "addition":
+        pair = torch.arange(p * p, device=logits.device)[None]                                # (groups, n): one group
     else:
-        order, groups, answer = (total[:, None] + torch.arange(p, device=logits.device)) % p, 1, torch.zeros_like(pair)
-        group = torch.zeros_like(pair)
-    x = logits - logits.mean(-1, keepdim=True)
-    x = x.gather(-1, order.expand_as(x))                                                      # (R, p*p, p) by delta or by c
-    member = F.one_hot(group, groups).T * data.unmirrored[:, None].float()                    # (R, groups, p*p)
-    count = member.sum(-1, keepdim=True)
-    part = member @ x / count.clamp(min=1)                                                    # (R, groups, p)
-    pairs = count.sum((1, 2))
-    everything = mean_over(x.square().sum(-1), data.unmirrored) * pairs
-    remainder = ((everything - (part.square() * count).sum((1, 2))) * pairs / (pairs - groups)).clamp(min=0)    # unbiased
-    at = torch.zeros(groups, dtype=torch.long, device=logits.device).scatter(0, group, answer).expand(len(x), -1)[..., None]
-    margin = part.gather(-1, at).squeeze(-1) - part.scatter(-1, at, -math.inf).amax(-1)       # (R, groups)
-    rest, answer = x - part[:, group], answer.expand(len(x), -1)[..., None]
-    memory = rest.gather(-1, answer).squeeze(-1) > rest.scatter(-1, answer, -math.inf).amax(-1)
-    return {"circuit_share": 1 - remainder / everything, "circuit_margin": margin.mean(1),
-            "circuit_spread": (remainder / (pairs * p)).sqrt(),
-            "memory_acc": mean_over(memory.float(), data.train)}
+        pair = number * p + (number[:, None] - number) % p                                    # a group for each sum a + b
+    x, right = (logits - logits.mean(-1, keepdim=True))[:, pair], data.answers[:, pair, None]    # (R, groups, n, p), (R, groups, n, 1)
+    if data.run.task == "addition":
+        x, right = x.gather(-1, (right + number) % p), torch.zeros_like(right)                # by delta instead of by c
+    known = data.unmirrored[:, pair, None].float()                                            # (R, groups, n, 1)
+    count, pairs = known.sum(2, keepdim=True), known.sum((1, 2, 3))
+    part = known.mT @ x / count                                                               # (R, groups, 1, p)
+    total = (x.square().sum(-1, keepdim=True) * known).sum((1, 2, 3))
+    rest = (total - (part.square() * count).sum((1, 2, 3))) * pairs / (pairs - len(pair))     # unbiased
+    margin = part.gather(-1, right[:, :, :1]) - part.scatter(-1, right[:, :, :1], -math.inf).amax(-1, keepdim=True)
+    memory = (x - part).argmax(-1, keepdim=True) == right
+    return {"circuit_share": 1 - rest / total, "circuit_margin": margin.flatten(1).mean(1),
+            "circuit_spread": (rest.clamp(min=0) / pairs / p).sqrt(),
+            "memory_acc": mean_over(memory.flatten(1).float(), data.train[:, pair].flatten(1))}
 
 
 def fourier_concentration(embed, p, top=5):
@@ -699,6 +693,9 @@ class Settings:
         return Run(task, self.p, hidden, data, seed, self.steps, self.lr, self.weight_decay, self.loss, self.eps, **more)
 
 
+THREADS = torch.get_num_threads()      # torch's choice, before set_up
+
+
 def fail(message):
     """End with one line on stderr and exit status 2."""
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
@@ -729,7 +726,7 @@ def value_of(kind, minimum):
 def machine_options(parser):
     """The options that every command has: --device and --threads."""
     parser.add_argument("--device", default="auto", help="auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps")
-    parser.add_argument("--threads", type=value_of(int, 1), help="CPU threads (default: torch's choice)")
+    parser.add_argument("--threads", type=value_of(int, 1), help="CPU threads, each trains a population (default: one a core)")
 
 
 def set_up(options):
@@ -743,7 +740,7 @@ def set_up(options):
         torch.zeros(1, device=options.device)
     except (RuntimeError, AssertionError, NotImplementedError):
         fail(f"--device {options.device}: not a device of this machine; allowed are auto, cpu, and cuda, cuda:N or mps where there is one")
-    options.workers = (options.threads or torch.get_num_threads()) if options.device == "cpu" else 1
+    options.workers = (options.threads or THREADS) if options.device == "cpu" else 1
     torch.set_num_threads(1)
     if options.device.startswith("cuda"):
         torch.use_deterministic_algorithms(True)
