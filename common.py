@@ -9,7 +9,7 @@ train a whole population, each run exactly as if it were alone. With R = 1 this 
 """
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.4,<2.14", "numpy>=1.26,<3", "matplotlib>=3.8,<4"]
+# dependencies = ["torch>=2.6,<2.14", "numpy>=1.26,<3", "matplotlib>=3.8,<4"]
 # ///
 import argparse
 import csv
