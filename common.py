@@ -1,9 +1,9 @@
-"""Tasks, model, training, sweep and output shared by grok.py, double_descent.py and emergence.py.
+"""Tasks, model, training, sweep and output, shared by the scripts.
 
 The suite reproduces Huang et al. 2024, "Unified View of Grokking, Double Descent and Emergent Abilities"
 (arXiv 2402.15175). Its experiments are hundreds of small runs of the same shape, so every parameter and
 activation carries a leading axis of runs, R in the shape comments: one forward pass, one loss and one AdamW
-train a whole population, each run exactly as if it were alone. With R = 1 this is the textbook model.
+train a whole population, each run as if it were alone. With R = 1 this is the textbook model.
 
     python common.py --device cpu --threads 1      measures what that buys on this machine
 """
@@ -256,7 +256,7 @@ def cross_entropy(logits, labels):
 
     softplus(logsumexp of the wrong classes - the right logit); F.cross_entropy rounds to 0 below about 1e-7.
     """
-    right = logits.gather(-1, labels[..., None]).squeeze(-1)
+    right = -F.nll_loss(logits.flatten(0, -2), labels.flatten(), reduction="none").view_as(labels)
     wrong = logits.scatter(-1, labels[..., None], -math.inf).logsumexp(-1)
     return F.softplus(wrong - right)
 
@@ -265,7 +265,7 @@ def training_loss(logits, labels, kind):
     """Sum over runs of each run's mean loss, a scalar: the sum keeps the gradients of the runs apart."""
     if kind == "exact":
         return cross_entropy(logits, labels).mean(-1).sum()
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / labels.shape[-1]
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(-1).sum()
 
 
 class Population:
@@ -309,14 +309,15 @@ def circuits(logits, data):
         x, right = x.gather(-1, (right + number) % p), torch.zeros_like(right)                # by delta instead of by c
     known = data.unmirrored[:, pair, None].float()                                            # (R, groups, n, 1)
     count, pairs = known.sum(2, keepdim=True), known.sum((1, 2, 3))
-    part = known.mT @ x / count                                                               # (R, groups, 1, p)
+    part = known.mT @ x / count.clamp(min=1)                                                  # (R, groups, 1, p)
+    used = count.flatten(1) > 0                                                               # (R, groups)
     total = (x.square().sum(-1, keepdim=True) * known).sum((1, 2, 3))
-    rest = (total - (part.square() * count).sum((1, 2, 3))) * pairs / (pairs - len(pair))     # unbiased
+    rest = (total - (part.square() * count).sum((1, 2, 3))) * pairs / (pairs - used.sum(1))    # unbiased
     margin = part.gather(-1, right[:, :, :1]) - part.scatter(-1, right[:, :, :1], -math.inf).amax(-1, keepdim=True)
-    memory = (x - part).argmax(-1, keepdim=True) == right
-    return {"circuit_share": 1 - rest / total, "circuit_margin": margin.flatten(1).mean(1),
+    memory = ((x - part).argmax(-1, keepdim=True) == right).float().where(total.isfinite()[:, None, None, None], math.nan)
+    return {"circuit_share": 1 - rest / total, "circuit_margin": mean_over(margin.flatten(1), used),
             "circuit_spread": (rest.clamp(min=0) / pairs / p).sqrt(),
-            "memory_acc": mean_over(memory.flatten(1).float(), data.train[:, pair].flatten(1))}
+            "memory_acc": mean_over(memory.flatten(1), data.train[:, pair].flatten(1))}
 
 
 def fourier_concentration(embed, p, top=5):
@@ -329,7 +330,8 @@ def fourier_concentration(embed, p, top=5):
 def evaluate(model, data):
     """Every measure of every run now, a dict of (R,) tensors: accuracies, accurate losses, norm, circuits."""
     logits = model(data.grid)                                                                 # (R, p*p, p)
-    loss, hit = cross_entropy(logits, data.answers), (logits.argmax(-1) == data.answers).float()
+    loss = cross_entropy(logits, data.answers)
+    hit = (logits.argmax(-1) == data.answers).float().where(loss.isfinite(), math.nan)        # a diverged run knows nothing
     measures = {"train_acc": mean_over(hit, data.train), "val_acc": mean_over(hit, data.val),
                 "val_acc_unmirrored": mean_over(hit, data.unmirrored), "train_loss": mean_over(loss, data.train),
                 "val_loss": mean_over(loss, data.val), "norm": model.norm()}
@@ -357,7 +359,8 @@ def training_step(model, optimizer, data, compiled):
     def loss():
         return training_loss(model(data.inputs), data.labels, data.run.loss)
     if compiled:
-        loss = torch.compile(loss)
+        torch._dynamo.reset()       # each population has shapes of its own
+        loss = torch.compile(loss, dynamic=False)
 
     def step():
         optimizer.zero_grad()
@@ -368,16 +371,17 @@ def training_step(model, optimizer, data, compiled):
 
 def capture(step, optimizer):
     """The step as a CUDA graph: one launch instead of a hundred small kernels; the step itself where that fails."""
+    optimizer.zero_grad()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    torch.cuda.synchronize()
     try:
-        torch.cuda.synchronize()
-        optimizer.zero_grad()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream):
             step()
         return graph.replay
+    except torch.cuda.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         print(f"no CUDA graph, slower: {str(error).splitlines()[0]}", file=sys.stderr)
-        torch.cuda.synchronize()
         return step
 
 
@@ -387,12 +391,15 @@ def train(runs, device, compiled=False, checkpoint=None, tick=lambda step, measu
     checkpoint is a file that keeps the state, so that a killed process goes on from it. tick is called after each
     evaluation with the step and the measures. A run whose loss is no longer finite spoils no other.
     """
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.set_device(device)       # each thread has its own current device
     run, data, model = runs[0], Population(runs, device), Transformer(runs).to(device)
-    on_gpu = torch.device(device).type == "cuda"
     optimizer = torch.optim.AdamW(model.parameters(), lr=run.lr, betas=(0.9, 0.98), eps=run.eps,
                                   weight_decay=run.weight_decay, fused=True, capturable=on_gpu)
     start, history, saved, due = 0, defaultdict(list), time.monotonic(), set(evaluation_steps(run.steps))
-    if state := checkpoint and load_tensors(checkpoint):
+    state = checkpoint and load_tensors(checkpoint)
+    if state:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         start, history = state["step"], defaultdict(list, state["history"])
@@ -400,11 +407,11 @@ def train(runs, device, compiled=False, checkpoint=None, tick=lambda step, measu
     for now in range(start, run.steps + 1):
         if now > start:
             for group in optimizer.param_groups:
-                group["lr"] = run.lr * min(1, now / WARMUP)
+                group.update(lr=run.lr * min(1, now / WARMUP), capturable=on_gpu)
             if on_gpu and not compiled and now == max(start, WARMUP) + 4:
                 step = capture(step, optimizer)
             step()
-        if now not in due or now == start > 0:
+        if now not in due or (state and now == start):
             continue
         measures = {"step": torch.full((len(runs),), float(now))}
         measures |= {name: value.cpu() for name, value in evaluate(model, data).items()}
@@ -440,6 +447,16 @@ def load_tensors(path):
         return None
 
 
+def load_histories(folder):
+    """All that the cache holds, {run: {measure: array (evaluations,)}}."""
+    done = {}
+    for path in sorted(folder.glob("population-*.pt")):
+        if saved := load_tensors(path):
+            for i, run in enumerate(saved["runs"]):
+                done[Run(**run)] = {name: values[i].numpy() for name, values in saved["history"].items()}
+    return done
+
+
 def size(run):
     """Values that one example of a run computes: what memory and time are estimated from."""
     return (1 if run.layers == 1 else run.length) * run.layers * 16 * run.hidden + 3 * run.p
@@ -452,15 +469,15 @@ def cost(population):
 
 
 def pack(runs, device):
-    """Populations, lists of runs of one shape, as large as fits half of the GPU's free memory; the dearest first.
+    """Populations, lists of runs of one shape, as large as fits a quarter of the GPU's memory; the dearest first.
 
-    On a CPU 2**28 bytes measured fastest, and the division depends on the runs alone, so that an interrupted sweep
-    finds its populations again.
+    On a CPU 2**28 bytes measured fastest. The division depends on the runs and the machine alone, so that ranks agree
+    on it and an interrupted sweep finds its populations again.
     """
     shapes, populations = defaultdict(list), []
     for run in runs:
         shapes[replace(run, seed=0, experiment="")].append(run)
-    room = torch.cuda.mem_get_info(device)[0] // 2 if device.startswith("cuda") else 2**28
+    room = torch.cuda.get_device_properties(device).total_memory // 4 if device.startswith("cuda") else 2**28
     for run, same in shapes.items():
         each = 4 * max(run.data + run.memorize, 1.5 * run.p**2) * size(run)               # a training step or an evaluation
         parts = math.ceil(len(same) / max(1, room // each))
@@ -471,24 +488,17 @@ def pack(runs, device):
 def sweep(runs, options):
     """Train the runs that the cache does not hold. Returns {run: history}, a history a dict of arrays (evaluations,).
 
-    On a CPU each thread trains a population, which is faster than all threads on one. Under torchrun the populations
-    are shared out over the ranks, the dearest first, and gathered by rank 0 (the others return None). Either way the
+    On a CPU each thread trains a population, which is faster than all threads on one. Under torchrun the ranks share
+    the populations out and a common file system, and rank 0 returns the results (the others None). Either way the
     results are the same.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    folder, done, begun = options.out / "cache", {}, time.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(folder.glob("population-*.pt")):
-        if saved := load_tensors(path):
-            keep(done, [Run(**run) for run in saved["runs"]], saved["history"])
+    folder, begun = options.out / "cache", time.monotonic()
+    done = load_histories(folder)
     if world > 1:
         dist.barrier()      # all ranks know the same runs as done before any adds one
     missing = [[run for run in population if run not in done] for population in pack(runs, options.device)]
-    mine, load = [], [0] * world
-    for population in filter(None, missing):
-        least = load.index(min(load))
-        load[least] += cost(population)
-        mine += [population] if least == rank else []
+    mine = list(filter(None, missing))[rank::world]
     at, shown, live, stop = {}, 0.0, sys.stderr.isatty(), threading.Event()
 
     def tick(population, step, measures):
@@ -503,7 +513,7 @@ def sweep(runs, options):
         work = sum(cost(part) * share for part, share in list(at.values()))
         line = (f"{trained}/{sum(map(len, mine))} runs | hidden {population[0].hidden}, D {population[0].data}, step {step}: "
                 f"train {measures['train_acc'].mean():.2f}, val {measures['val_acc'].mean():.2f} | {run_steps() / seconds:.0f} run-steps/s, "
-                f"{timedelta(seconds=round(seconds * (load[rank] / work - 1)))} left")
+                f"{timedelta(seconds=round(seconds * (sum(map(cost, mine)) / work - 1)))} left")
         print(f"\r\033[K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
 
     def run_steps():
@@ -523,7 +533,6 @@ def sweep(runs, options):
             return [finish(half) for half in (population[::2], population[1::2])]
         save_tensors(folder / f"population-{name}.pt", {"runs": [asdict(run) for run in population], "history": history})
         checkpoint.unlink(missing_ok=True)
-        keep(done, population, history)
 
     with ThreadPoolExecutor(options.workers) as pool:
         try:
@@ -537,15 +546,9 @@ def sweep(runs, options):
         print("\r\033[K", end="", file=sys.stderr, flush=True)
     options.runs_trained, options.speed = sum(map(len, mine)), round(run_steps() / (time.monotonic() - begun), 1)
     if world > 1:
-        parts = [None] * world if rank == 0 else None
-        dist.gather_object(done, parts)
-        done = {run: history for part in parts or () for run, history in part.items()}
-    return {run: {name: values.numpy() for name, values in done[run].items()} for run in runs} if rank == 0 else None
-
-
-def keep(done, population, history):
-    """Add each run's part of a population's history to done."""
-    done.update({run: {name: values[i] for name, values in history.items()} for i, run in enumerate(population)})
+        dist.barrier()
+    done = load_histories(folder) if rank == 0 else {}
+    return {run: done[run] for run in runs} if rank == 0 else None
 
 
 # output: rows, files, claims, figures
@@ -598,10 +601,13 @@ def row(run, history):
 
 
 def interval(values, draws=10_000):
-    """Mean of values and its 95% bootstrap interval over seeds: (mean, low, high); NaN are left out."""
+    """Mean of values and its 95% bootstrap interval over seeds: (mean, low, high); None and NaN are left out.
+
+    The interval is NaN for fewer than 3 values; with 3 it covers the mean about 3 times in 4, with 11 it is near 95%.
+    """
     values = np.array([v for v in values if v is not None and np.isfinite(v)], dtype=float)
-    if not len(values):
-        return math.nan, math.nan, math.nan
+    if len(values) < 3:
+        return float(values.mean()) if len(values) else math.nan, math.nan, math.nan
     means = np.random.default_rng(0).choice(values, (draws, len(values))).mean(1)
     return float(values.mean()), *map(float, np.percentile(means, [2.5, 97.5]))
 
@@ -702,14 +708,6 @@ def fail(message):
     raise SystemExit(2)
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, without the usage in front."""
-
-    def error(self, message):
-        """One line and exit status 2."""
-        fail(message)
-
-
 def value_of(kind, minimum):
     """An argparse type: a finite int or float of at least minimum."""
     def parse(text):
@@ -725,7 +723,7 @@ def value_of(kind, minimum):
 
 def machine_options(parser):
     """The options that every command has: --device and --threads."""
-    parser.add_argument("--device", default="auto", help="auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps")
+    parser.add_argument("--device", default="auto", help="auto (cuda, then cpu), cpu, cuda, cuda:1, mps")
     parser.add_argument("--threads", type=value_of(int, 1), help="CPU threads, each trains a population (default: one a core)")
 
 
@@ -733,7 +731,7 @@ def set_up(options):
     """Resolve --device (under torchrun each rank takes its own GPU) and --threads, make CUDA deterministic."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if options.device == "auto":
-        options.device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"      # mps, once it has embedding_bag, may be faster
     if options.device == "cuda" and torch.cuda.is_available():
         options.device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     try:
@@ -743,13 +741,15 @@ def set_up(options):
     options.workers = (options.threads or THREADS) if options.device == "cpu" else 1
     torch.set_num_threads(1)
     if options.device.startswith("cuda"):
+        torch.cuda.set_device(options.device)
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def command_line(script, doc, presets):
     """Settings and options from the command line; in a notebook, the defaults."""
-    parser = Parser(prog=script, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog=script, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = fail         # one line, without the usage in front
     machine_options(parser)
     parser.add_argument("--scale", choices=presets, help="quick: a CPU, a minute; small: P = 59, 11 seeds; paper: the paper's grid"
                         " (default: paper on cuda, quick otherwise)")
@@ -776,6 +776,9 @@ def check(runs):
     for run in runs:
         if not 1 <= run.data <= run.p**2:
             fail(f"D = {run.data} training examples: --p {run.p} has {run.p**2} pairs, D must be 1 to {run.p**2}")
+        trained = torch.zeros(run.p, run.p, dtype=torch.bool).flatten().index_fill(0, train_pairs(run), True).view(run.p, run.p)
+        if run.task != "random" and (trained | trained.T).all():
+            fail(f"D = {run.data} training examples of the {run.p**2} pairs of --p {run.p}: none is left whose mirror is not trained on")
         if run.memorize > run.p**2:
             fail(f"{run.memorize} examples to memorize: --p {run.p} has {run.p**2} pairs")
         if run.hidden % run.heads:
@@ -859,8 +862,9 @@ def reproduce(script, doc, presets, grid, draw, judge):
             dist.barrier()
         if not options.plot_only:
             results = sweep(runs, options)
-            if rank:
-                return
+        if rank:
+            return
+        if not options.plot_only:
             write_results(options.out, results)
         try:
             rows, curves = read_results(options.out)
@@ -922,7 +926,8 @@ def matrix_products(run, count, device):
 
 def benchmark():
     """Time of a training step per run, packed and one textbook model at a time, and of its matrix products alone."""
-    parser = Parser(prog="common.py", description="Run-steps per second on this machine.")
+    parser = argparse.ArgumentParser(prog="common.py", description="Run-steps per second on this machine.")
+    parser.error = fail
     machine_options(parser)
     for name, default, text in (("--p", 113, "modulus"), ("--hidden", 32, "hidden size"), ("--data", 3000, "training examples"),
                                 ("--runs", None, "runs packed together (default: 2 on a CPU, 11 elsewhere)")):

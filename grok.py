@@ -91,7 +91,7 @@ def draw_dynamics(settings, rows, curves):
         axis.set_ylabel(label)
         if len(measures) > 1:
             axis.legend(fontsize=8, loc="best", framealpha=0.9)
-    figure.suptitle(f"(a + b) mod {settings.p}: the generalizing circuit grows long before validation accuracy shows it")
+    figure.suptitle(f"Four training dynamics of (a + b) mod {settings.p}, and the circuits beneath (a line per seed)")
     return figure
 
 
@@ -137,7 +137,7 @@ def verdict(text, paper, values, expected, style="{:.2f}"):
     mean, low, high = interval(values)
     bound, side = expected
     return claim(text, paper, "{} [{}, {}], n = {}".format(*map(style.format, (mean, low, high)), sum(v is not None for v in values)),
-                 None if np.isnan(mean) else low > bound if side == "above" else high < bound)
+                 None if np.isnan(low) else low > bound if side == "above" else high < bound)
 
 
 def judge(settings, rows, curves):
@@ -156,7 +156,7 @@ def judge(settings, rows, curves):
         half, tenth = first_step(steps, val_acc, 0.5), first_step(steps, share, 0.1)
         forgotten = first_step(steps, -memory, -0.5, after=first_step(steps, memory, 0.5) or 0)
         grown.append(tenth / half if half and tenth else None)
-        lost.append(forgotten / half if half and forgotten else None)
+        lost.append((forgotten or steps[-1]) / half if half else None)      # not fallen by the last step: at least that
     claims.append(verdict("grokking: step of circuit share 0.1 / of validation 0.5", "before (inferred)", grown, (1, "below")))
     claims.append(verdict("grokking: step of memory accuracy below 0.5 / of validation 0.5", "after (inferred)", lost, (1, "above")))
     return claims

@@ -4,7 +4,6 @@ import io
 import json
 import math
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -208,6 +207,7 @@ def test_a_diverging_run_spoils_no_other(monkeypatch):
     lines = [common.row(run, {k: v[i].numpy() for k, v in history.items()}) for i, run in enumerate(runs_of(3))]
     assert [line["dynamic"] == "diverged" for line in lines] == [False, True, False]
     assert (history["train_acc"][[0, 2]] == clean["train_acc"][[0, 2]]).all()
+    assert lines[1]["val_acc"] != lines[1]["val_acc"] and lines[1]["memory_acc"] != lines[1]["memory_acc"]
 
 
 def circuit_case(p, seed, task, share):
@@ -278,7 +278,8 @@ def test_norm_change_over_the_rise():
 def test_interval():
     mean, low, high = common.interval(np.random.default_rng(1).normal(3, 1, 400))
     assert low < 3 < high and high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
-    assert common.interval([2, 2, None, math.nan]) == (2, 2, 2) and math.isnan(common.interval([])[0])
+    assert common.interval([2, 2, 2, None, math.nan]) == (2, 2, 2)
+    assert math.isnan(common.interval([])[0]) and common.interval([1, 3])[0] == 2 and math.isnan(common.interval([1, 3])[1])
 
 
 @pytest.mark.parametrize("means, depth, where", [
@@ -292,9 +293,18 @@ def test_dip_interval_tells_a_dip_from_noise_and_from_none():
     random = np.random.default_rng(0)
     for means, dips in (([0.2, 0.7, 0.0, 0.1, 0.9, 1.0], True), ([0.2, 0.5, 0.7, 0.8, 0.9, 1.0], False), ([0.2, 0.7, 0.7, 0.7, 0.9, 1.0], False)):
         values = np.clip(np.array(means)[:, None] + random.normal(0, 0.1, (6, 11)), 0, 1)
-        depth, where, low, high = double_descent.dip_interval(values)
-        assert low <= depth <= high and (low > double_descent.DIP) == dips and (high < double_descent.DIP) == (not dips)
+        depth, where, low, high, verdict = double_descent.dip_interval(values)
+        assert low <= depth <= high and verdict == ("dip" if dips else "no dip")
+        assert double_descent.dip_interval(values[:, :2])[4] == "undecided"
         assert not dips or where in (2, 3) and depth == pytest.approx(0.7, abs=0.12)
+
+
+def test_squared_circuit_with_a_sum_that_no_validation_pair_has():
+    run = Run("squared_addition", 11, 4, 40, 0, 1, 1e-3, 0)
+    data = Population([run], "cpu")
+    data.unmirrored[:, [a * 11 + (3 - a) % 11 for a in range(11)]] = False
+    measures = common.circuits(F.one_hot(data.answers, 11).float(), data)
+    assert measures["circuit_share"] == pytest.approx(1) and measures["circuit_margin"] == pytest.approx(1)
 
 
 def made_up_rows(dip_small, dip_large, dip_squared):
@@ -385,6 +395,7 @@ def test_two_processes_with_the_same_out(finished):
 
 
 def test_full_disk_ends_in_one_line(tmp_path):
+    resource = pytest.importorskip("resource")
     done = command(*TINY, "--out", tmp_path / "out", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)))
     assert done.returncode == 1 and "--out" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
@@ -448,7 +459,7 @@ def test_out_of_memory_packs_less(tmp_path, monkeypatch):
     (["--p", "1"], "--p"), (["--p", "x"], "--p"), (["--seeds", "0"], "--seeds"), (["--steps", "0"], "--steps"), (["--lr", "0"], "--lr"),
     (["--lr", "nan"], "--lr"), (["--weight-decay", "-1"], "--weight-decay"), (["--loss", "mse"], "--loss"), (["--device", "abacus"], "--device"),
     (["--device", "cuda:99"], "--device"), (["--scale", "huge"], "--scale"), (["--sedes", "3"], "--sedes"), (["--threads", "0"], "--threads"),
-    (["--p", "5"], "--p 5"), (["--hidden", "6", "8", "8", "8"], "heads"), (["--hidden", "8"], "--hidden"), (["--out", "/dev/null/x"], "--out"),
+    (["--p", "5"], "--p 5"), (["--p", "11", "--data", "121", "60", "60", "60"], "D = 121"), (["--hidden", "6", "8", "8", "8"], "heads"), (["--hidden", "8"], "--hidden"), (["--out", "/dev/null/x"], "--out"),
     (["--out", "README.md"], "--out")])
 def test_bad_options_end_in_one_line_before_any_work(arguments, named, tmp_path, monkeypatch):
     monkeypatch.setattr(common, "sweep", lambda *_: pytest.fail("work began"))
