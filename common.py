@@ -485,6 +485,25 @@ def pack(runs, device):
     return sorted(populations, key=cost, reverse=True)
 
 
+def train_to_cache(population, options, tick):
+    """Train a population, or go on with one, and save its histories; in halves where the device's memory is too small."""
+    name = hashlib.sha256(repr(population).encode()).hexdigest()[:16]
+    checkpoint, history = options.out / "cache" / f"unfinished-{name}.pt", None
+    try:
+        history = train(population, options.device, options.compile, checkpoint, tick)
+    except torch.cuda.OutOfMemoryError:
+        pass            # what the exception holds is freed when this block ends
+    if history:
+        save_tensors(options.out / "cache" / f"population-{name}.pt", {"runs": [asdict(run) for run in population], "history": history})
+        checkpoint.unlink(missing_ok=True)
+    elif len(population) == 1:
+        fail(f"--device {options.device}: too little memory for one run of hidden size {population[0].hidden}")
+    else:
+        torch.cuda.empty_cache()
+        for half in (population[::2], population[1::2]):
+            train_to_cache(half, options, tick)
+
+
 def sweep(runs, options):
     """Train the runs that the cache does not hold. Returns {run: history}, a history a dict of arrays (evaluations,).
 
@@ -519,24 +538,9 @@ def sweep(runs, options):
     def run_steps():
         return sum(len(part) * part[0].steps * share for part, share in list(at.values()))
 
-    def finish(population):
-        name = hashlib.sha256(repr(population).encode()).hexdigest()[:16]
-        checkpoint = folder / f"unfinished-{name}.pt"
-        try:
-            history = train(population, options.device, options.compile, checkpoint, partial(tick, population))
-        except torch.cuda.OutOfMemoryError:
-            history = None          # what the exception holds is freed when this block ends
-        if history is None:
-            if len(population) == 1:
-                fail(f"--device {options.device}: too little memory for one run of hidden size {population[0].hidden}")
-            torch.cuda.empty_cache()
-            return [finish(half) for half in (population[::2], population[1::2])]
-        save_tensors(folder / f"population-{name}.pt", {"runs": [asdict(run) for run in population], "history": history})
-        checkpoint.unlink(missing_ok=True)
-
     with ThreadPoolExecutor(options.workers) as pool:
         try:
-            for future in as_completed([pool.submit(finish, population) for population in mine]):
+            for future in as_completed([pool.submit(train_to_cache, population, options, partial(tick, population)) for population in mine]):
                 future.result()
         except BaseException:
             stop.set()
