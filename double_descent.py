@@ -41,7 +41,7 @@ class Grid(Settings):
 PRESETS = {
     "quick": Grid(p=43, seeds=3, steps=1500, lr=2e-2, weight_decay=1.0, hidden=(4, 8, 12, 24, 48), data=(560, 750), squared_data=(750,)),
     "small": Grid(p=59, seeds=11, steps=3000, lr=1e-2, weight_decay=1.0, hidden=(4, 8, 12, 16, 24, 32, 64),
-                  data=(1000, 1200, 1500), squared_data=(1500,)),
+                  data=(1000, 1200, 1500), squared_data=(1200, 1500)),
     "paper": Grid(p=113, seeds=11, steps=10000, lr=5e-3, weight_decay=1.0, hidden=(4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 56, 64, 100),
                   data=(2600, 3000, 4000, 5000), squared_data=(3000,)),
 }
@@ -142,7 +142,7 @@ def draw(settings, rows, curves):
     axes[1, 0].set_ylabel("training accuracy")
     seen = [kind for kind in COLORS if any(line["dynamic"] == kind for line in rows)]
     marks = [axes[0, -1].scatter([], [], c=COLORS[kind], s=45, label=kind) for kind in seen]
-    axes[0, -1].legend(handles=marks, loc="lower right", fontsize=9, title="most runs went through (small: each)")
+    figure.legend(handles=marks, loc="outside lower center", ncols=len(seen), fontsize=9, title="dynamic of most runs (small: of each run)")
     finding = "Wider models can generalize worse before they generalize better" if dips else "No dip in this range of hidden sizes"
     figure.suptitle(f"{finding} (mean of {settings.seeds} seeds, 95% interval, step {settings.steps})")
     return {"double_descent.png": figure}
