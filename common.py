@@ -814,6 +814,7 @@ def prepare(out, fresh, summary):
             print(f"{path} is damaged and is written again", file=sys.stderr)
     for name in saved:
         if saved[name] != wanted.get(name):
+            lock.close()
             fail(f"--out {out}: holds results with {name} = {saved[name]}, not {wanted.get(name)}; --fresh overwrites them, another --out keeps them")
     if not saved:
         write(path, json.dumps(summary, indent=1) + "\n")
@@ -856,6 +857,7 @@ def reproduce(script, doc, presets, grid, draw, judge):
     summary = {"command": " ".join([script, *sys.argv[1:]]), "configuration": {"script": script, **json.loads(json.dumps(asdict(settings)))},
                "scale": scale, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
                "device": torch.cuda.get_device_name(options.device) if gpu else options.device, "threads": options.workers}
+    lock = None
     try:
         if "RANK" in os.environ:
             dist.init_process_group("gloo", timeout=timedelta(days=7))
@@ -885,13 +887,15 @@ def reproduce(script, doc, presets, grid, draw, judge):
             write(options.out / "summary.json", json.dumps(summary, indent=1) + "\n")
         print_results(rows, claims)
         print(f"\n{time.monotonic() - begun:.0f} s; figures, runs.csv, curves.npz and summary.json are in {options.out}")
-        lock.close()
     except KeyboardInterrupt:
         print("\nInterrupted. What is finished is saved; the same command goes on from there.", file=sys.stderr)
         raise SystemExit(130) from None
     except OSError as error:
         print(f"{script}: error: --out {options.out}: {error.strerror or error}; what is finished is saved", file=sys.stderr)
         raise SystemExit(1) from None
+    finally:
+        if lock:
+            lock.close()
 
 
 # benchmark: python common.py
