@@ -732,10 +732,13 @@ def machine_options(parser):
 
 
 def set_up(options):
-    """Resolve --device (under torchrun each rank takes its own GPU) and --threads, make CUDA deterministic."""
+    """Resolve --device (under torchrun each rank takes its own GPU) and --threads, make CUDA deterministic.
+
+    auto leaves mps out: its torch may lack embedding_bag, and nothing here was tried on it.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if options.device == "auto":
-        options.device = "cuda" if torch.cuda.is_available() else "cpu"      # mps, once it has embedding_bag, may be faster
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.device == "cuda" and torch.cuda.is_available():
         options.device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     try:
