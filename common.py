@@ -30,12 +30,11 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure      # noqa: F401, for the scripts when pasted behind this file
 from torch import nn
 
 # tasks: pairs, labels, the split
@@ -142,7 +141,7 @@ class Inputs:
 
     def __init__(self, tokens, run):
         self.tokens = tokens
-        (r, n, t), device = tokens.shape, tokens.device
+        (r, _, t), device = tokens.shape, tokens.device
         table = torch.arange(r * (t - 1), device=device).view(r, 1, t - 1) * run.vocabulary   # where each table begins
         self.index = (tokens[..., :-1] + table).flatten(0, 1)                                 # (R*N, T-1)
         row, order = self.index.flatten().sort(stable=True)

@@ -5,7 +5,6 @@ import io
 import json
 import math
 import re
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 import common
 import double_descent
 import grok
-from common import Inputs, Population, Run, Transformer
+from common import Population, Run, Transformer
 
 HERE = Path(__file__).parent
 SCRIPTS = ["common.py", "grok.py", "double_descent.py"]
