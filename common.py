@@ -48,6 +48,7 @@ class Run:
     unordered pair {a, b}. data of the p*p ordered pairs train, the rest validate. memorize adds that many
     examples of a - b with random labels; then, or if operator is set, a token for + or - stands between a and b.
     With split, half of the feed-forward units serve addition only and the other half the memorization only.
+    With first_data, the first half of the steps trains on that many pairs, and the second goes on with data of them.
     """
     task: str
     p: int
@@ -64,6 +65,8 @@ class Run:
     memorize: int = 0
     operator: bool = False
     split: bool = False
+    precision: str = "float32"
+    first_data: int = 0
     experiment: str = ""
 
     @property
@@ -96,6 +99,11 @@ def answers(run):
 def train_pairs(run):
     """Training pairs as numbers a*p + b, (data,); a seed's smaller training set is contained in its larger ones."""
     return torch.randperm(run.p**2, generator=generator(run, "split"))[:run.data]
+
+
+def trained(run):
+    """Which of the ordered pairs train, (p*p,) bool."""
+    return torch.zeros(run.p**2, dtype=torch.bool).index_fill(0, train_pairs(run), True)
 
 
 def sequences(run, pairs, minus=False):
@@ -164,13 +172,22 @@ class Block(nn.Module):
         self.mlp_in, self.mlp_in_bias = draw(d, 4 * d), draw(4 * d, scale=0)
         self.mlp_out, self.mlp_out_bias = draw(4 * d, d, scale=depth), draw(d, scale=0)
 
-    def attention(self, x, last):
-        """What attention reads at every position, (R, N, T, d) -> the same, or with last at the last: (R, N, 1, d)."""
+    def attention(self, x, last, textbook=False):
+        """What attention reads at every position, (R, N, T, d) -> the same, or with last at the last: (R, N, 1, d).
+
+        T is small, so sums over the places of the keys are faster than PyTorch's attention, which textbook takes.
+        """
         def per_head(x, weight):
-            return (x @ weight[:, None]).unflatten(-1, (self.heads, -1)).transpose(2, 3)      # (R, N, heads, T, d/heads)
-        query = per_head(x[:, :, -1:] if last else x, self.query)
-        read = F.scaled_dot_product_attention(query, per_head(x, self.key), per_head(x, self.value), is_causal=not last)
-        return read.transpose(2, 3).flatten(-2)
+            return (x.flatten(1, 2) @ weight).view(*x.shape[:3], self.heads, -1)              # (R, N, T, heads, d/heads)
+        query, key, value = per_head(x[:, :, -1:] if last else x, self.query), per_head(x, self.key), per_head(x, self.value)
+        if textbook:
+            heads = (each.transpose(2, 3) for each in (query, key, value))                    # (R, N, heads, T, d/heads)
+            return F.scaled_dot_product_attention(*heads, is_causal=not last).transpose(2, 3).flatten(-2)
+        score = torch.stack([(query * k).sum(-1) for k in key.split(1, 2)]) / math.sqrt(query.shape[-1])
+        if not last:
+            earlier = torch.ones(len(score), len(score), dtype=torch.bool, device=x.device).triu()
+            score = score.where(earlier[:, None, None, :, None], -math.inf)                   # (T of keys, R, N, T, heads)
+        return sum(weight[..., None] * v for weight, v in zip(score.softmax(0), value.split(1, 2))).flatten(-2)
 
     def attention_by_table(self, table, equals, inputs):
         """The same at '=' of a 1-layer model, (R, N, d), for a table (R, rows, d) of every token at every position.
@@ -191,7 +208,8 @@ class Block(nn.Module):
         found = LookUp.apply(terms[:, :-1].flatten(0, 1), inputs.index, inputs.examples, inputs.offsets)
         total = found.view(len(rows), -1, terms.shape[-1]) + terms[:, -1:]                    # (R, N, d + heads)
         read, weight = total.split([rows.shape[-1], self.heads], -1)
-        return (read.unflatten(-1, (self.heads, -1)) / weight[..., None]).flatten(-2)
+        inverse = weight.log().neg().exp()      # the gradient of 1 / weight would square the range; dividing is slower
+        return (read.unflatten(-1, (self.heads, -1)) * inverse[..., None]).flatten(-2)
 
     def add(self, x, read, share):
         """The residual stream x (R, n or 1, d) after read (R, n, d) from attention and the feed-forward layer.
@@ -236,7 +254,7 @@ class Transformer(nn.Module):
         x = F.embedding(inputs.tokens + own, self.embed.flatten(0, 1)) + self.position[:, None]    # (R, N, T, d)
         for block in self.blocks:
             last = block is self.blocks[-1] and not textbook
-            read = block.attention(x, last).flatten(1, 2)
+            read = block.attention(x, last, textbook).flatten(1, 2)
             x = (x[:, :, -1:] if last else x).flatten(1, 2)                                   # (R, N*T, d)
             share = inputs.share
             x = block.add(x, read, None if share is None else share.repeat_interleave(x.shape[1] // n, 1)).unflatten(1, (n, -1))
@@ -260,11 +278,27 @@ def cross_entropy(logits, labels):
     return F.softplus(wrong - right)
 
 
+class CrossEntropy(torch.autograd.Function):
+    """Equal to F.cross_entropy (reduction sum); its gradient, softmax - one-hot, takes two passes instead of four."""
+
+    @staticmethod
+    def forward(ctx, logits, labels):
+        """logits (..., p), labels (...) -> a scalar."""
+        ctx.log_softmax, ctx.labels = F.log_softmax(logits, -1), labels[..., None]
+        return -ctx.log_softmax.gather(-1, ctx.labels).sum()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        """gradient, a scalar -> (..., p)."""
+        softmax = ctx.log_softmax.exp()
+        return softmax.scatter_add_(-1, ctx.labels, -torch.ones_like(ctx.labels, dtype=softmax.dtype)).mul_(gradient), None
+
+
 def training_loss(logits, labels, kind):
     """Sum over runs of each run's mean loss, a scalar: the sum keeps the gradients of the runs apart."""
     if kind == "exact":
         return cross_entropy(logits, labels).mean(-1).sum()
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(-1).sum()
+    return CrossEntropy.apply(logits, labels) / labels.shape[-1]
 
 
 class Population:
@@ -278,9 +312,9 @@ class Population:
         self.inputs, self.labels = Inputs(stack(tokens), run), stack(labels)                  # (R, N, T), (R, N)
         self.grid = Inputs(stack([sequences(run, torch.arange(run.p**2))] * len(runs)), run)  # every pair, (R, p*p, T)
         self.answers = stack(map(answers, runs))                                              # (R, p*p)
-        self.train = stack(torch.zeros(run.p**2, dtype=torch.bool).index_fill(0, train_pairs(r), True) for r in runs)
-        mirrored = self.train.unflatten(1, (run.p, run.p)).mT.flatten(1)
-        self.val, self.unmirrored = ~self.train, ~self.train & ~mirrored                      # (R, p*p) bool
+        self.train = stack(map(trained, runs))                                                # (R, p*p) bool
+        ever = stack(trained(replace(r, data=max(r.data, r.first_data))) for r in runs)
+        self.val, self.unmirrored = ~ever, ~ever & ~ever.unflatten(1, (run.p, run.p)).mT.flatten(1)
 
 
 def mean_over(values, mask):
@@ -356,7 +390,8 @@ CHECKPOINT_SECONDS = 30     # a killed process loses at most this much of a popu
 def training_step(model, optimizer, data, compiled):
     """A function that makes one optimization step of the population."""
     def loss():
-        return training_loss(model(data.inputs), data.labels, data.run.loss)
+        with torch.autocast(data.labels.device.type, torch.bfloat16, data.run.precision == "bfloat16", cache_enabled=False):
+            return training_loss(model(data.inputs), data.labels, data.run.loss)
     if compiled:
         torch._dynamo.reset()       # each population has shapes of its own
         loss = torch.compile(loss, dynamic=False)
@@ -393,7 +428,8 @@ def train(runs, device, compiled=False, checkpoint=None, tick=lambda step, measu
     on_gpu = device.startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(device)       # each thread has its own current device
-    run, data, model = runs[0], Population(runs, device), Transformer(runs).to(device)
+    run, model = runs[0], Transformer(runs).to(device)
+    torch.set_float32_matmul_precision("high" if run.precision == "tf32" else "highest")
     optimizer = torch.optim.AdamW(model.parameters(), lr=run.lr, betas=(0.9, 0.98), eps=run.eps,
                                   weight_decay=run.weight_decay, fused=True, capturable=on_gpu)
     start, history, saved, due = 0, defaultdict(list), time.monotonic(), set(evaluation_steps(run.steps))
@@ -402,21 +438,24 @@ def train(runs, device, compiled=False, checkpoint=None, tick=lambda step, measu
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         start, history = state["step"], defaultdict(list, state["history"])
-    step = training_step(model, optimizer, data, compiled)
+    stages = {0: [replace(r, data=r.first_data) for r in runs], run.steps // 2: runs} if run.first_data else {0: runs}
+    stage = None
     for now in range(start, run.steps + 1):
+        if stage != (stage := max(begin for begin in stages if begin < max(now, 1))):
+            data = Population(stages[stage], device)
+            step, captured = training_step(model, optimizer, data, compiled), max(now, WARMUP) + 4
         if now > start:
             for group in optimizer.param_groups:
                 group.update(lr=run.lr * min(1, now / WARMUP), capturable=on_gpu)
-            if on_gpu and not compiled and now == max(start, WARMUP) + 4:
+            if on_gpu and not compiled and now == captured:
                 step = capture(step, optimizer)
             step()
-        if now not in due or (state and now == start):
-            continue
-        measures = {"step": torch.full((len(runs),), float(now))}
-        measures |= {name: value.cpu() for name, value in evaluate(model, data).items()}
-        for name, value in measures.items():
-            history[name].append(value)
-        tick(now, measures)
+        if now in due and not (state and now == start):
+            measures = {"step": torch.full((len(runs),), float(now))}
+            measures |= {name: value.cpu() for name, value in evaluate(model, data).items()}
+            for name, value in measures.items():
+                history[name].append(value)
+            tick(now, measures)
         if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
             save_tensors(checkpoint, {"step": now, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                                       "history": dict(history)})
@@ -665,11 +704,11 @@ def read_results(out):
         return rows, dict(saved)
 
 
-def by_cell(rows):
-    """{(task, hidden, data): rows}: the seeds of each setting."""
+def by_cell(rows, *names):
+    """{(value of each name): rows}: the seeds of each setting; a setting is task, hidden and data unless named."""
     found = defaultdict(list)
     for line in rows:
-        found[line["task"], line["hidden"], line["data"]].append(line)
+        found[tuple(line[name] for name in names or ("task", "hidden", "data"))].append(line)
     return found
 
 
@@ -696,10 +735,12 @@ class Settings:
     weight_decay: float = option("weight decay of AdamW")
     loss: str = option("rounding of the loss trained on", "float32", choices=("float32", "exact"))
     eps: float = option("epsilon of AdamW", 1e-8)
+    precision: str = option("of the matrix products while training (tf32: NVIDIA GPUs)", "float32", choices=("float32", "tf32", "bfloat16"))
 
     def run(self, task, hidden, data, seed, **more):
-        """A Run with these settings."""
-        return Run(task, self.p, hidden, data, seed, self.steps, self.lr, self.weight_decay, self.loss, self.eps, **more)
+        """A Run with these settings, but for those given."""
+        return replace(Run(task, self.p, hidden, data, seed, self.steps, self.lr, self.weight_decay, self.loss, self.eps,
+                           precision=self.precision), **more)
 
 
 THREADS = torch.get_num_threads()      # torch's choice, before set_up
@@ -752,29 +793,38 @@ def set_up(options):
         torch.utils.deterministic.fill_uninitialized_memory = False
 
 
-def command_line(script, doc, presets):
-    """Settings and options from the command line; in a notebook, the defaults."""
+def command_line(script, doc, experiments):
+    """Settings and options from the command line; in a notebook, the defaults. experiments: {name: (presets, ...)}."""
     parser = argparse.ArgumentParser(prog=script, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = fail         # one line, without the usage in front
+    words, default = sys.argv[1:] if Path(sys.argv[0]).name == script else [], next(iter(experiments))
+    name = words[0] if words and words[0] in experiments else default
+    presets = experiments[name][0]
+    if len(experiments) > 1:
+        parser.add_argument("experiment", nargs="?", choices=list(experiments), default=name,
+                            help=f"stands first; --help after it shows its own options (default: {default})")
     machine_options(parser)
     parser.add_argument("--scale", choices=presets, help="quick: a CPU, a minute; small: P = 59, 11 seeds; paper: the paper's grid"
                         " (default: paper on cuda, quick otherwise)")
     settings = fields(next(iter(presets.values())))
     for f in settings:
-        meta, kind = f.metadata, int if f.type in (int, tuple[int, ...]) else f.type
+        meta, kind = f.metadata, int if f.type == tuple[int, ...] else f.type
         parser.add_argument("--" + f.name.replace("_", "-"), nargs="+" if f.type == tuple[int, ...] else None,
                             type=str if kind is str else value_of(kind, meta["minimum"]),
                             choices=meta["choices"], help=meta["help"])
-    parser.add_argument("--out", type=Path, help=f"directory of the results (default: results/{Path(script).stem}-SCALE)")
+    folder = "-".join([Path(script).stem, *[name][name == default:]])
+    parser.add_argument("--out", type=Path, help=f"directory of the results (default: results/{folder}-SCALE)")
     parser.add_argument("--fresh", action="store_true", help="ignore what was saved, and overwrite it")
     parser.add_argument("--plot-only", action="store_true", help="only redraw the figures of saved results")
     parser.add_argument("--compile", action="store_true", help="torch.compile the training step")
-    options = parser.parse_args(sys.argv[1:] if Path(sys.argv[0]).name == script else [])
+    options = parser.parse_args(words)
+    if getattr(options, "experiment", name) != name:
+        fail(f"{options.experiment}: the experiment stands first, before the options")
     set_up(options)
     scale = options.scale or ("paper" if options.device.startswith("cuda") else "quick")
-    options.out = options.out or Path("results") / f"{Path(script).stem}-{scale}"
+    options.out = options.out or Path("results") / f"{folder}-{scale}"
     given = {f.name: getattr(options, f.name) for f in settings if getattr(options, f.name) is not None}
-    return replace(presets[scale], **{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}), options, scale
+    return name, replace(presets[scale], **{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}), options, scale
 
 
 def check(runs):
@@ -782,8 +832,8 @@ def check(runs):
     for run in runs:
         if not 1 <= run.data <= run.p**2:
             fail(f"D = {run.data} training examples: --p {run.p} has {run.p**2} pairs, D must be 1 to {run.p**2}")
-        trained = torch.zeros(run.p, run.p, dtype=torch.bool).flatten().index_fill(0, train_pairs(run), True).view(run.p, run.p)
-        if run.task != "random" and (trained | trained.T).all():
+        known = trained(run).view(run.p, run.p)
+        if run.task != "random" and (known | known.T).all():
             fail(f"D = {run.data} training examples of the {run.p**2} pairs of --p {run.p}: none is left whose mirror is not trained on")
         if run.memorize > run.p**2:
             fail(f"{run.memorize} examples to memorize: --p {run.p} has {run.p**2} pairs")
@@ -835,9 +885,12 @@ def print_results(rows, claims):
     def mean(cell, name):
         values = [line[name] for line in cell if line.get(name) is not None]
         return f"{np.mean(values):.3g}" if values else "-"
-    measures = ("train_acc", "val_acc", "val_acc_unmirrored", "memorized_at", "generalized_at")
-    print_table([["task", "hidden", "D", "dynamic", *measures]] + [
-        [*map(str, key), count_dynamics(cell), *(mean(cell, name) for name in measures)] for key, cell in by_cell(rows).items()])
+    names = [name for name in ("experiment", "task", "layers", "hidden", "data", "first_data", "memorize", "split")
+             if name in ("hidden", "data") or len({line[name] for line in rows}) > 1]
+    measures = [name for name in ("train_acc", "memorize_acc", "val_acc", "val_acc_unmirrored", "best_val_acc", "memorized_at", "generalized_at")
+                if name in rows[0]]
+    print_table([[*names, "dynamic", *measures]] + [
+        [*map(str, key), count_dynamics(cell), *(mean(cell, name) for name in measures)] for key, cell in by_cell(rows, *names).items()])
     for line in rows:
         if line["dynamic"] == "diverged":
             print(f"diverged: {line['task']} hidden {line['hidden']} D {line['data']} seed {line['seed']}")
@@ -846,17 +899,19 @@ def print_results(rows, claims):
     print_table([["claim", "paper", "measured", "holds"], *([c["claim"], c["paper"], c["measured"], holds[c["holds"]]] for c in claims)])
 
 
-def reproduce(script, doc, presets, grid, draw, judge):
+def reproduce(script, doc, **experiments):
     """What every script does: train the runs of grid(settings) or load what is saved, write the results, draw, judge.
 
-    draw(settings, rows, curves) is {file name: Figure}, judge(settings, rows, curves) a list of claims; rows and curves
-    as read_results returns them.
+    experiments: name=(presets, grid, draw, judge), the default first. draw(settings, rows, curves) is {file name: Figure},
+    judge(settings, rows, curves) a list of claims; rows and curves as read_results returns them.
     """
-    begun, (settings, options, scale) = time.monotonic(), command_line(script, doc, presets)
+    begun, (name, settings, options, scale) = time.monotonic(), command_line(script, doc, experiments)
+    _, grid, draw, judge = experiments[name]
     runs, rank = grid(settings), int(os.environ.get("RANK", 0))
     check(runs)
     gpu = options.device.startswith("cuda")
-    summary = {"command": " ".join([script, *sys.argv[1:]]), "configuration": {"script": script, **json.loads(json.dumps(asdict(settings)))},
+    summary = {"command": " ".join([script, *sys.argv[1:]]),
+               "configuration": {"script": script, "experiment": name, **json.loads(json.dumps(asdict(settings)))},
                "scale": scale, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
                "device": torch.cuda.get_device_name(options.device) if gpu else options.device, "threads": options.workers}
     lock = None
@@ -879,10 +934,10 @@ def reproduce(script, doc, presets, grid, draw, judge):
         except (OSError, ValueError, KeyError) as error:
             fail(f"--plot-only: no whole results in {options.out} ({error}); the same command without it makes them")
         claims = judge(settings, rows, curves)
-        for name, figure in draw(settings, rows, curves).items():
+        for file, figure in draw(settings, rows, curves).items():
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", dpi=150)
-            write(options.out / name, buffer.getvalue())
+            write(options.out / file, buffer.getvalue())
         if not options.plot_only:
             summary |= {"seconds": round(time.monotonic() - begun, 1), "runs_trained": options.runs_trained,
                         "run_steps_per_second": options.speed, "claims": claims}
@@ -950,19 +1005,26 @@ def benchmark():
     runs = [Run("addition", options.p, options.hidden, options.data, seed, 1, 1e-3, 1.0) for seed in range(count)]
     check(runs)
 
-    def step(runs, compiled=False, **textbook):
+    def step(runs, compiled=False):
         data, model = Population(runs, device), Transformer(runs).to(device)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True, capturable=device.startswith("cuda"))
-        return training_step(partial(model, **textbook), optimizer, data, compiled), optimizer
-    functions = {"one at a time": step(runs[:1], textbook=True)[0], "packed": step(runs)[0],
+        return training_step(model, optimizer, data, compiled), optimizer
+
+    def textbook():
+        optimizer.zero_grad()
+        F.cross_entropy(model(data.inputs, textbook=True)[0], data.labels[0]).backward()
+        optimizer.step()
+    data, model = Population(runs[:1], device), Transformer(runs[:1]).to(device)
+    optimizer = torch.optim.AdamW(model.parameters())
+    functions = {"one at a time": textbook, "packed": step(runs)[0],
                  "products": matrix_products(runs[0], count, device)}
     if options.compile:
         functions["compiled"] = step(runs, compiled=True)[0]
     if device.startswith("cuda"):
-        packed, optimizer = step(runs)
+        packed, packed_optimizer = step(runs)
         for _ in range(3):
             packed()
-        functions["cuda graph"] = capture(packed, optimizer)
+        functions["cuda graph"] = capture(packed, packed_optimizer)
     taken = seconds_per_call(functions, device, 20)
     each = {name: 1e3 * seconds / (1 if name == "one at a time" else count) for name, seconds in taken.items()}
     best = min((name for name in each if name not in ("one at a time", "products")), key=each.get)

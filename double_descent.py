@@ -193,7 +193,7 @@ def judge(settings, rows, curves):
 
 def main():
     """Train, draw, judge."""
-    reproduce("double_descent.py", __doc__, PRESETS, grid, draw, judge)
+    reproduce("double_descent.py", __doc__, double_descent=(PRESETS, grid, draw, judge))
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def judge(settings, rows, curves):
 
 def main():
     """Train, draw, judge."""
-    reproduce("grok.py", __doc__, PRESETS, grid, draw, judge)
+    reproduce("grok.py", __doc__, dynamics=(PRESETS, grid, draw, judge))
 
 
 if __name__ == "__main__":
