@@ -34,7 +34,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from matplotlib.figure import Figure      # noqa: F401, for the scripts when pasted behind this file
+from matplotlib import colormaps          # noqa: F401, this and the next three for the scripts when pasted behind this file
+from matplotlib.figure import Figure      # noqa: F401
+from matplotlib.patches import Rectangle  # noqa: F401
+from matplotlib.patheffects import withStroke      # noqa: F401
 from torch import nn
 
 # tasks: pairs, labels, the split
@@ -506,6 +509,13 @@ def cost(population):
     return len(population) * run.steps * (run.data + run.memorize) * size(run) * (run.hidden + 80)
 
 
+def expected_seconds(populations, options):
+    """How long they take to train, within a factor of two or so: three times their cost at the speed of a matrix product here."""
+    x, weight = torch.randn(2048, 512, device=options.device), torch.randn(512, 512, device=options.device)
+    seconds = seconds_per_call({"product": lambda: x @ weight}, options.device, 5)["product"]
+    return 3 * sum(map(cost, populations)) * seconds / (2 * 2048 * 512 * 512) / options.workers
+
+
 def pack(runs, device):
     """Populations, lists of runs of one shape, as large as fits a quarter of the GPU's memory; the dearest first.
 
@@ -556,6 +566,9 @@ def sweep(runs, options):
         dist.barrier()      # all ranks know the same runs as done before any adds one
     missing = [[run for run in population if run not in done] for population in pack(runs, options.device)]
     mine = list(filter(None, missing))[rank::world]
+    expected = expected_seconds(mine, options)
+    if expected > 60:
+        print(f"expect about {timedelta(seconds=round(expected, -1))} of training, give or take a factor of two", file=sys.stderr, flush=True)
     at, shown, live, stop = {}, 0.0, sys.stderr.isatty(), threading.Event()
 
     def tick(population, step, measures):
@@ -634,10 +647,12 @@ def parameters(run):
 
 def row(run, history):
     """A line of runs.csv: the run, the last value of each measure, and what its curves went through."""
+    beside = history["val_acc_unmirrored"][history["memorize_acc"] >= MEMORIZED] if run.memorize else []
     return {**{f.name: getattr(run, f.name) for f in fields(Run)}, "params": parameters(run),
             "operator": int(run.operator), "split": int(run.split),
             **{name: float(values[-1]) for name, values in history.items() if name != "step"},
             "best_val_acc": float(history["val_acc"].max()), "best_val_acc_unmirrored": float(history["val_acc_unmirrored"].max()),
+            **({"best_val_acc_memorized": float(max(beside, default=math.nan))} if run.memorize else {}),
             "memorized_at": first_step(history["step"], history["train_acc"], MEMORIZED),
             "generalized_at": first_step(history["step"], history["val_acc_unmirrored"], GENERALIZED), "dynamic": dynamic(history)}
 
@@ -652,6 +667,47 @@ def interval(values, draws=10_000):
         return float(values.mean()) if len(values) else math.nan, math.nan, math.nan
     means = np.random.default_rng(0).choice(values, (draws, len(values))).mean(1)
     return float(values.mean()), *map(float, np.percentile(means, [2.5, 97.5]))
+
+
+def size_curve(rows, task, data, measure="val_acc_unmirrored"):
+    """Hidden sizes, ascending, and the seeds' values at each, (sizes, seeds); NaN for a run that diverged."""
+    found = {hidden: [line[measure] if line[measure] is not None else np.nan for line in cell]
+             for (t, hidden, d), cell in by_cell(rows).items() if (t, d) == (task, data)}
+    sizes = sorted(found)
+    return np.array(sizes), np.array([found[size] for size in sizes])
+
+
+def dip(means):
+    """Depth and index of the dip of a curve (sizes,): the most that a value lies below both the best before and after it.
+
+    depth = max over i of min(max of means[:i], max of means[i+1:]) - means[i], 0 for a curve that only rises or falls.
+    """
+    means = np.asarray(means)
+    depths = [min(means[:i].max(), means[i + 1:].max()) - means[i] for i in range(1, len(means) - 1)]
+    best = int(np.argmax(depths)) if depths else 0
+    return (float(depths[best]), best + 1) if depths and depths[best] > 0 else (0.0, None)
+
+
+DIP = 0.2      # a dip is a dip if the 95% interval of its depth lies above this, none if below, else undecided
+
+
+def dip_depths(values, seed=0, draws=2000):
+    """Depths of the dip (draws,) when the seeds of values (sizes, seeds) are drawn anew at each size: the bootstrap.
+
+    The largest of noisy differences is biased upwards, and so are these; the threshold DIP keeps noise from being
+    called a dip.
+    """
+    drawn = np.random.default_rng(seed).integers(values.shape[1], size=(draws, *values.shape))
+    return np.array([dip(np.nanmean(np.take_along_axis(values, seeds, 1), 1))[0] for seeds in drawn])
+
+
+def dip_interval(values):
+    """Depth of the dip of values (sizes, seeds), its index, its 95% bootstrap interval, and the verdict on it.
+
+    The verdict is 'dip', 'no dip', or 'undecided' where the interval holds DIP or there are fewer than 3 seeds.
+    """
+    low, high = np.percentile(dip_depths(values), [2.5, 97.5]) if values.shape[1] >= 3 else (np.nan, np.nan)
+    return *dip(np.nanmean(values, 1)), low, high, "dip" if low > DIP else "no dip" if high < DIP else "undecided"
 
 
 def claim(text, paper, measured, holds):
@@ -795,14 +851,17 @@ def set_up(options):
 
 def command_line(script, doc, experiments):
     """Settings and options from the command line; in a notebook, the defaults. experiments: {name: (presets, ...)}."""
-    parser = argparse.ArgumentParser(prog=script, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = fail         # one line, without the usage in front
-    words, default = sys.argv[1:] if Path(sys.argv[0]).name == script else [], next(iter(experiments))
-    name = words[0] if words and words[0] in experiments else default
+    words, name = sys.argv[1:] if Path(sys.argv[0]).name == script else [], next(iter(experiments))
+    folder = Path(script).stem
+    if words and not words[0].startswith("-"):
+        name = words.pop(0)
+        if name not in experiments:
+            fail(f"{name}: not an experiment; allowed are {', '.join(experiments)}")
+        folder += f"-{name}" if name != next(iter(experiments)) else ""
     presets = experiments[name][0]
-    if len(experiments) > 1:
-        parser.add_argument("experiment", nargs="?", choices=list(experiments), default=name,
-                            help=f"stands first; --help after it shows its own options (default: {default})")
+    parser = argparse.ArgumentParser(prog=f"{script} [{' | '.join(experiments)}]" if len(experiments) > 1 else script,
+                                     description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = fail         # one line, without the usage in front
     machine_options(parser)
     parser.add_argument("--scale", choices=presets, help="quick: a CPU, a minute; small: P = 59, 11 seeds; paper: the paper's grid"
                         " (default: paper on cuda, quick otherwise)")
@@ -812,14 +871,11 @@ def command_line(script, doc, experiments):
         parser.add_argument("--" + f.name.replace("_", "-"), nargs="+" if f.type == tuple[int, ...] else None,
                             type=str if kind is str else value_of(kind, meta["minimum"]),
                             choices=meta["choices"], help=meta["help"])
-    folder = "-".join([Path(script).stem, *[name][name == default:]])
     parser.add_argument("--out", type=Path, help=f"directory of the results (default: results/{folder}-SCALE)")
     parser.add_argument("--fresh", action="store_true", help="ignore what was saved, and overwrite it")
     parser.add_argument("--plot-only", action="store_true", help="only redraw the figures of saved results")
     parser.add_argument("--compile", action="store_true", help="torch.compile the training step")
     options = parser.parse_args(words)
-    if getattr(options, "experiment", name) != name:
-        fail(f"{options.experiment}: the experiment stands first, before the options")
     set_up(options)
     scale = options.scale or ("paper" if options.device.startswith("cuda") else "quick")
     options.out = options.out or Path("results") / f"{folder}-{scale}"
@@ -844,7 +900,8 @@ def check(runs):
 def prepare(out, fresh, summary):
     """Make and lock the output directory and begin summary.json, or end with one line: not writable, in use, or other results.
 
-    The lock is a transaction of sqlite: portable, and gone with the process that holds it. It is returned.
+    The lock is a transaction of sqlite: portable, and gone with the process that holds it. Returns it and the
+    summary that was saved, {} where there was none.
     """
     path, cache = out / "summary.json", out / "cache"
     try:
@@ -861,16 +918,17 @@ def prepare(out, fresh, summary):
     wanted, saved = summary["configuration"], {}
     if path.exists():
         try:
-            saved = json.loads(path.read_text())["configuration"]
-        except (ValueError, KeyError, TypeError):
+            saved = json.loads(path.read_text())
+            for name, value in saved["configuration"].items():
+                if value != wanted.get(name):
+                    lock.close()
+                    fail(f"--out {out}: holds results with {name} = {value}, not {wanted.get(name)}; --fresh overwrites them, another --out keeps them")
+        except (ValueError, KeyError, TypeError, AttributeError):
             print(f"{path} is damaged and is written again", file=sys.stderr)
-    for name in saved:
-        if saved[name] != wanted.get(name):
-            lock.close()
-            fail(f"--out {out}: holds results with {name} = {saved[name]}, not {wanted.get(name)}; --fresh overwrites them, another --out keeps them")
+            saved = {}
     if not saved:
         write(path, json.dumps(summary, indent=1) + "\n")
-    return lock
+    return lock, saved
 
 
 def print_table(lines):
@@ -919,7 +977,7 @@ def reproduce(script, doc, **experiments):
         if "RANK" in os.environ:
             dist.init_process_group("gloo", timeout=timedelta(days=7))
         if rank == 0:
-            lock = prepare(options.out, options.fresh, summary)
+            lock, saved = prepare(options.out, options.fresh, summary)
             print(f"{script}: {scale} scale, {len(runs)} runs of {settings.steps} steps on {summary['device']}; results go to {options.out}")
         if "RANK" in os.environ:
             dist.barrier()
@@ -939,8 +997,9 @@ def reproduce(script, doc, **experiments):
             figure.savefig(buffer, format="png", dpi=150)
             write(options.out / file, buffer.getvalue())
         if not options.plot_only:
-            summary |= {"seconds": round(time.monotonic() - begun, 1), "runs_trained": options.runs_trained,
-                        "run_steps_per_second": options.speed, "claims": claims}
+            if options.runs_trained or "seconds" not in saved:      # else everything was there, and only drawn and judged again
+                saved = {"seconds": round(time.monotonic() - begun, 1), "runs_trained": options.runs_trained, "run_steps_per_second": options.speed}
+            summary |= {name: saved[name] for name in ("seconds", "runs_trained", "run_steps_per_second")} | {"claims": claims}
             write(options.out / "summary.json", json.dumps(summary, indent=1) + "\n")
         print_results(rows, claims)
         print(f"\n{time.monotonic() - begun:.0f} s; figures, runs.csv, curves.npz and summary.json are in {options.out}")

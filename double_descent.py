@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from common import COLORS, Settings, by_cell, claim, interval, option, reproduce
+from common import COLORS, DIP, Settings, by_cell, claim, dip, dip_depths, dip_interval, interval, option, reproduce, size_curve
 
 
 @dataclass(frozen=True)
@@ -54,50 +54,6 @@ def grid(settings):
             for data in sizes for hidden in settings.hidden for seed in range(settings.seeds)]
 
 
-# the rule for a dip
-
-
-def curve(rows, task, data, measure="val_acc_unmirrored"):
-    """Hidden sizes, ascending, and the seeds' values at each, (sizes, seeds); NaN for a run that diverged."""
-    found = {hidden: [line[measure] if line[measure] is not None else np.nan for line in cell]
-             for (t, hidden, d), cell in by_cell(rows).items() if (t, d) == (task, data)}
-    sizes = sorted(found)
-    return np.array(sizes), np.array([found[size] for size in sizes])
-
-
-def dip(means):
-    """Depth and index of the dip of a curve (sizes,): the most that a value lies below both the best before and after it.
-
-    depth = max over i of min(max of means[:i], max of means[i+1:]) - means[i], 0 for a curve that only rises or falls.
-    """
-    means = np.asarray(means)
-    depths = [min(means[:i].max(), means[i + 1:].max()) - means[i] for i in range(1, len(means) - 1)]
-    best = int(np.argmax(depths)) if depths else 0
-    return (float(depths[best]), best + 1) if depths and depths[best] > 0 else (0.0, None)
-
-
-DIP = 0.2      # a dip is a dip if the 95% interval of its depth lies above this, none if below, else undecided
-
-
-def dip_depths(values, seed=0, draws=2000):
-    """Depths of the dip (draws,) when the seeds of values (sizes, seeds) are drawn anew at each size: the bootstrap.
-
-    The largest of noisy differences is biased upwards, and so are these; the threshold DIP keeps noise from being
-    called a dip.
-    """
-    drawn = np.random.default_rng(seed).integers(values.shape[1], size=(draws, *values.shape))
-    return np.array([dip(np.nanmean(np.take_along_axis(values, seeds, 1), 1))[0] for seeds in drawn])
-
-
-def dip_interval(values):
-    """Depth of the dip of values (sizes, seeds), its index, its 95% bootstrap interval, and the verdict on it.
-
-    The verdict is 'dip', 'no dip', or 'undecided' where the interval holds DIP or there are fewer than 3 seeds.
-    """
-    low, high = np.percentile(dip_depths(values), [2.5, 97.5]) if values.shape[1] >= 3 else (np.nan, np.nan)
-    return *dip(np.nanmean(values, 1)), low, high, "dip" if low > DIP else "no dip" if high < DIP else "undecided"
-
-
 # the figure
 
 
@@ -111,12 +67,12 @@ def draw(settings, rows, curves):
         shades = {data: str(0.6 * i / len(sizes)) for i, data in enumerate(sorted(sizes))}
         means = {}
         for data, shade in shades.items():
-            hidden, values = curve(rows, task, data)
+            hidden, values = size_curve(rows, task, data)
             means[data], low, high = np.array([interval(seeds) for seeds in values]).T
             top.fill_between(hidden, low, high, color=shade, alpha=0.12, lw=0)
             top.plot(hidden, means[data], color=shade, lw=1.5, zorder=2)
-            top.plot(hidden, np.nanmean(curve(rows, task, data, "val_acc")[1], 1), color=shade, lw=0.8, ls=":", zorder=1)
-            bottom.plot(hidden, np.nanmean(curve(rows, task, data, "train_acc")[1], 1), color=shade, lw=1.5)
+            top.plot(hidden, np.nanmean(size_curve(rows, task, data, "val_acc")[1], 1), color=shade, lw=0.8, ls=":", zorder=1)
+            bottom.plot(hidden, np.nanmean(size_curve(rows, task, data, "train_acc")[1], 1), color=shade, lw=1.5)
             for size, mean, each in zip(hidden, means[data], values):
                 seeds = by_cell(rows)[task, size, data]
                 most = Counter(line["dynamic"] for line in seeds).most_common(1)[0][0]
@@ -162,7 +118,7 @@ def judge(settings, rows, curves):
     found, each = {}, []
     for task, sizes in (("addition", settings.data), ("squared_addition", settings.squared_data)):
         for data in sorted(sizes):
-            hidden, values = curve(rows, task, data)
+            hidden, values = size_curve(rows, task, data)
             depth, where, low, high, verdict = dip_interval(values)
             found[task, data] = verdict
             paper = PAPER_DIPS.get((task, data)) if settings.p == 113 else None
@@ -175,7 +131,7 @@ def judge(settings, rows, curves):
         claims.append(claim("prediction 1: addition dips for small D, not for large", f"dip at {min(settings.data)}, no dip at {max(settings.data)}",
                             f"{small}, {large}", None if "undecided" in (small, large) else (small, large) == ("dip", "no dip")))
     for data in sorted(set(settings.squared_data) & set(settings.data)):
-        hard, easy = (curve(rows, task, data)[1] for task in ("squared_addition", "addition"))
+        hard, easy = (size_curve(rows, task, data)[1] for task in ("squared_addition", "addition"))
         difference = dip(np.nanmean(hard, 1))[0] - dip(np.nanmean(easy, 1))[0]
         low, high = np.percentile(dip_depths(hard) - dip_depths(easy, 1), [2.5, 97.5]) if settings.seeds >= 3 else (np.nan, np.nan)
         claims.append(claim(f"prediction 2: at D = {data} the harder task dips deeper", "deeper", f"by {difference:.2f} [{low:.2f}, {high:.2f}]",

@@ -21,12 +21,17 @@ of the paper's claims.
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.6,<2.14", "numpy>=1.26,<3", "matplotlib>=3.8,<4"]
 # ///
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
-from common import COLORS, FLOOR, Settings, claim, count_dynamics, fail, first_step, interval, option, reproduce
+from common import COLORS, FLOOR, Run, Settings, by_cell, claim, count_dynamics, dip_interval, fail, first_step, interval, option
+from common import parameters, reproduce, size_curve
 
 DYNAMICS = ("progression", "ungrokking", "semi-grokking", "grokking")
 
@@ -162,9 +167,286 @@ def judge(settings, rows, curves):
     return claims
 
 
+# phase: figure 1, measured
+
+
+@dataclass(frozen=True)
+class Plane(Settings):
+    """Every hidden size with every D, the capacity of every hidden size, and grokked runs that go on with less data."""
+    hidden: tuple[int, ...] = option("hidden sizes", minimum=1)
+    data: tuple[int, ...] = option("training examples D", minimum=1)
+    ungrok_hidden: int = option("hidden size of the runs that grok on the largest D and then go on with less", minimum=1)
+    ungrok_data: tuple[int, ...] = option("training examples D that they go on with", minimum=1)
+    side_seeds: int = option("at most so many seeds for the capacity, and for going on with less", 3, minimum=1)
+
+
+PLANES = {
+    "quick": Plane(p=31, seeds=3, steps=1500, lr=2e-2, weight_decay=1.0, hidden=(4, 8, 12, 16, 32), data=(250, 300, 350, 400, 500),
+                   ungrok_hidden=32, ungrok_data=(100, 200, 400)),
+    "small": Plane(p=59, seeds=11, steps=3000, lr=1e-2, weight_decay=1.0, hidden=(4, 8, 12, 16, 24, 32, 64), data=(800, 1000, 1200, 1500),
+                   ungrok_hidden=32, ungrok_data=(200, 400, 800, 1200)),
+    "paper": Plane(p=113, seeds=11, steps=10000, lr=5e-3, weight_decay=1.0, hidden=(4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 56, 64, 100),
+                   data=tuple(range(2000, 4001, 200)), ungrok_hidden=64, ungrok_data=(1000, 1500, 2000, 3000)),
+}
+
+
+def phase_grid(settings):
+    """The runs: the plane, random labels on all pairs for the capacity (figure 4), and the true ungrokking."""
+    if len(set(settings.hidden)) < 2 or len(set(settings.data)) < 2:
+        fail("--hidden and --data: at least two values of each are needed for a phase diagram")
+    side = range(min(settings.seeds, settings.side_seeds))
+    return [*(settings.run("addition", hidden, data, seed, experiment="plane")
+              for hidden in sorted(settings.hidden) for data in sorted(settings.data) for seed in range(settings.seeds)),
+            *(settings.run("random", hidden, settings.p**2, seed, experiment="capacity")
+              for hidden in sorted(settings.hidden) for seed in side),
+            *(settings.run("addition", settings.ungrok_hidden, data, seed, experiment="ungrokking", steps=2 * settings.steps, first_data=max(settings.data))
+              for data in settings.ungrok_data for seed in side)]
+
+
+def values_at(rows, curves, experiment, measure, share=1.0, **cell):
+    """A measure of each seed of a cell, (seeds,), at the evaluation nearest to a share of its steps."""
+    chosen = [i for i, line in enumerate(rows) if line["experiment"] == experiment and all(line[k] == v for k, v in cell.items())]
+    return np.array([curves[measure][i, np.nanargmin(abs(curves["step"][i] - share * rows[i]["steps"]))] for i in chosen])
+
+
+def fit_logistic(data, accuracy):
+    """Centre and width of the logistic curve in D nearest to accuracy (..., sizes of D), by least squares over a fine grid.
+
+    No narrower than a quarter of the spacing of D: that fixes the centre where accuracy jumps between two neighbours.
+    """
+    span, spacing = data[-1] - data[0], np.diff(data).min()
+    centre, width = (each.ravel() for each in np.meshgrid(np.linspace(data[0] - span / 2, data[-1] + span / 2, 241), spacing * np.geomspace(0.25, 8, 16)))
+    fits = 1 / (1 + np.exp((centre[:, None] - data) / width[:, None]))                        # (fits, sizes of D)
+    best = ((fits**2).sum(1) - 2 * accuracy @ fits.T).argmin(-1)                              # squared error less a constant
+    return centre[best], width[best]
+
+
+DRAWS = 1000      # bootstrap draws over seeds; every estimate is an array (1 + DRAWS,), the estimate itself first
+
+
+def resampled_means(values, seed=0):
+    """Means over seeds of values (..., seeds), and of as many seeds drawn anew at each cell: (1 + DRAWS, ...)."""
+    drawn = np.random.default_rng(seed).integers(values.shape[-1], size=(DRAWS, *values.shape))
+    return np.concatenate([np.nanmean(values, -1)[None], np.nanmean(np.take_along_axis(np.broadcast_to(values, drawn.shape), drawn, -1), -1)])
+
+
+def critical_size(data, values, level=0.5):
+    """D_crit (figure 3): the D at which the fit to the mean validation accuracy, values (D, seeds), crosses level, (1 + DRAWS,).
+
+    It may lie up to half the range outside of data: then it is no more than a bound.
+    """
+    centre, width = fit_logistic(np.asarray(data), resampled_means(values))
+    return centre + width * np.log(level / (1 - level))
+
+
+def capacity_bits(p, loss):
+    """Bits of the random labels that a network knows whose mean loss on all pairs is loss (nats): one label an unordered pair."""
+    return p * (p + 1) / 2 * (np.log2(p) - loss / np.log(2))
+
+
+def mirrored_once(capacity, p):
+    """The training-set size of ordered pairs that holds as many different facts as capacity of all p*p pairs.
+
+    Random labels are the same for (a, b) and (b, a), so accuracy x on all pairs is x p^2 / 2 facts; D ordered pairs,
+    a share f = D / p^2, hold (f - f^2 / 2) p^2 of them.
+    """
+    return p**2 * (1 - np.sqrt(1 - np.clip(capacity / p**2, 0, 1)))
+
+
+def crossing(hidden, critical, capacity):
+    """Hidden size and D where capacity first rises above the critical size, both (draws, sizes): two arrays (draws,), NaN if nowhere.
+
+    Between two sizes both curves are lines in log(hidden).
+    """
+    gap, rows = capacity - critical, np.arange(len(capacity))
+    crosses = (gap[:, :-1] <= 0) & (gap[:, 1:] > 0)
+    at = crosses.argmax(1)
+    share = np.where(crosses.any(1), gap[rows, at] / np.where(crosses.any(1), gap[rows, at] - gap[rows, at + 1], 1), np.nan)
+    size = np.exp(np.log(hidden)[at] + share * np.diff(np.log(hidden))[at])
+    data = critical[rows, at] + share * (critical[rows, at + 1] - critical[rows, at])
+    return size, data
+
+
+def measure(settings, rows, curves, share=1.0):
+    """Both curves at a share of the steps: hidden sizes, D, {level: D_crit (1 + DRAWS, sizes)} and the capacity (1 + DRAWS, sizes)."""
+    hidden, data = np.array(sorted(settings.hidden)), np.array(sorted(settings.data))
+    accuracy = [np.array([values_at(rows, curves, "plane", "val_acc_unmirrored", share, hidden=h, data=d) for d in data]) for h in hidden]
+    critical = {level: np.stack([critical_size(data, values, level) for values in accuracy], 1) for level in (FLOOR, 0.5, 0.9)}
+    capacity = np.stack([resampled_means(values_at(rows, curves, "capacity", "train_acc", share, hidden=h)) for h in hidden], 1) * settings.p**2
+    return hidden, data, critical, capacity
+
+
+def zone(data, low, high, capacity):
+    """The dynamic that the two curves predict for D, with the critical size as the range from low to high (paper section 3)."""
+    return DYNAMICS[0] if data > capacity else DYNAMICS[1] if data < low else DYNAMICS[2] if data < high else DYNAMICS[3]
+
+
+def observed(lines):
+    """The dynamic that most seeds of a cell went through; stalled is progression that has not got there yet (figure 5)."""
+    return Counter("progression" if line["dynamic"] == "stalled" else line["dynamic"] for line in lines).most_common(1)[0][0]
+
+
+# the figures of phase
+
+
+def draw_plane(settings, rows, curves):
+    """Figure 1: a cell for each hidden size and D, its colours the dynamics of its seeds, with both measured curves on top."""
+    hidden, data, critical, capacity = measure(settings, rows, curves)
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    axis, x = figure.subplots(), np.log2(hidden)
+
+    def edges(values):
+        middle = (values[1:] + values[:-1]) / 2
+        return np.concatenate([[2 * values[0] - middle[0]], middle, [2 * values[-1] - middle[-1]]])
+    left, bottom = edges(x), edges(data)
+    for i, h in enumerate(hidden):
+        for j, d in enumerate(data):
+            lines = by_cell([line for line in rows if line["experiment"] == "plane"])["addition", h, d]
+            start = left[i]
+            for kind in COLORS:
+                width = (left[i + 1] - left[i]) * sum(line["dynamic"] == kind for line in lines) / len(lines)
+                axis.add_patch(Rectangle((start, bottom[j]), width, bottom[j + 1] - bottom[j], color=COLORS[kind], alpha=0.75, lw=0))
+                start += width
+    axis.vlines(left, bottom[0], bottom[-1], color="white", lw=1.5)
+    axis.hlines(bottom, left[0], left[-1], color="white", lw=1.5)
+    halo = [withStroke(linewidth=5, foreground="white")]
+    for values, style, text in ((critical[0.5], "-", "critical size"), (capacity, "--", "memorization capacity"),
+                                (mirrored_once(capacity, settings.p), ":", "capacity, mirrored\npairs counted once")):
+        low, high = np.percentile(values[1:], [2.5, 97.5], axis=0)
+        axis.fill_between(x, low, high, color="black", alpha=0.2, lw=0)
+        axis.plot(x, values[0], style, color="black", lw=2.5, path_effects=halo, label=text)
+    size, where = crossing(hidden, critical[0.5], capacity)
+    if np.isfinite(size[0]):
+        axis.plot(np.log2(size[0]), where[0], "o", ms=12, mfc="white", mec="black", mew=2, zorder=5)
+    for kind in COLORS:
+        if any(line["experiment"] == "plane" and line["dynamic"] == kind for line in rows):
+            axis.add_patch(Rectangle((0, 0), 0, 0, color=COLORS[kind], alpha=0.75, label=kind))
+    figure.legend(loc="outside lower center", ncols=4, fontsize=10)
+    axis.set_xlim(left[0], left[-1])
+    axis.set_ylim(bottom[0], bottom[-1])
+    axis.set_xticks(x, labels=map(str, hidden))
+    axis.set_yticks(data)
+    axis.set_xlabel("hidden size d")
+    axis.set_ylabel("training examples D")
+    axis.set_title(f"Which circuit wins: measured for (a + b) mod {settings.p} at step {settings.steps}\n"
+                   f"(a cell is divided by its {settings.seeds} seeds; bands: 95% interval; circle: where the curves cross)", fontsize=12)
+    return figure
+
+
+def draw_measures(settings, rows, curves):
+    """Figures 3 and 4, how D_crit moves with training, and the true ungrokking."""
+    hidden, data, critical, capacity = measure(settings, rows, curves)
+    figure = Figure(figsize=(13, 9), layout="constrained")
+    (size, memory), (moving, ungrok) = figure.subplots(2, 2)
+    shade = dict(zip(hidden, colormaps["viridis_r"](np.linspace(0.1, 1, len(hidden)))))
+    for h in hidden:
+        mean, low, high = np.array([interval(values_at(rows, curves, "plane", "val_acc_unmirrored", hidden=h, data=d)) for d in data]).T
+        size.plot(data, mean, "-o", ms=4, color=shade[h], label=f"d = {h}")
+        size.fill_between(data, low, high, color=shade[h], alpha=0.08, lw=0)
+    size.set(xlabel="training examples D", ylabel="final validation accuracy, unmirrored", title="Larger models generalize from less data")
+    size.legend(fontsize=8)
+    for values, style, text in ((capacity, "-o", "accuracy on random labels times p²"), (mirrored_once(capacity, settings.p), ":o", "mirrored pairs counted once")):
+        low, high = np.percentile(values[1:], [2.5, 97.5], axis=0)
+        memory.fill_between(hidden, low, high, color="black", alpha=0.2, lw=0)
+        memory.plot(hidden, values[0], style, ms=4, color="black", label=text)
+    memory.axhline(settings.p**2, color="#999999", lw=0.8)
+    memory.annotate("all pairs", (hidden[-1], settings.p**2), (0, -12), textcoords="offset points", ha="right", fontsize=8, color="#666666")
+    memory.set(xscale="log", xlabel="hidden size d", ylabel="examples", title="Memorization capacity rises with size")
+    memory.set_xticks(hidden, labels=map(str, hidden))
+    memory.set_xticks([], minor=True)
+    memory.legend(fontsize=8, loc="lower right")
+    for share, color in ((0.25, "#56B4E9"), (0.5, "#2E93C9"), (1, "#0072B2")):
+        values = measure(settings, rows, curves, share)[2][0.5]
+        low, high = np.percentile(values[1:], [2.5, 97.5], axis=0)
+        moving.fill_between(hidden, low, high, color=color, alpha=0.15, lw=0)
+        moving.plot(hidden, values[0], "-o", ms=4, color=color, label=f"step {round(share * settings.steps)}")
+    moving.axhline(data[-1], color="#999999", lw=0.8, ls="--")
+    moving.annotate("largest D tried", (hidden[-1], data[-1]), (0, 3), textcoords="offset points", ha="right", fontsize=8, color="#666666")
+    moving.set(xscale="log", xlabel="hidden size d", ylabel="critical size", title="The critical size falls with size, and with training")
+    moving.set_xticks(hidden, labels=map(str, hidden))
+    moving.set_xticks([], minor=True)
+    moving.legend(fontsize=8)
+    for number, less in enumerate(sorted(settings.ungrok_data)):
+        for i, line in enumerate(rows):
+            if line["experiment"] == "ungrokking" and line["data"] == less:
+                ungrok.plot(curves["step"][i], curves["val_acc_unmirrored"][i], lw=1.2, color=colormaps["viridis"](number / len(settings.ungrok_data)),
+                            label=f"then D = {less}" if line["seed"] == 0 else None)
+    ungrok.axvline(settings.steps, color="#D55E00", lw=1)
+    ungrok.set(xlabel="optimization step", ylabel="validation accuracy, unmirrored", title=f"Grokked on D = {max(settings.data)} (d = {settings.ungrok_hidden}), then trained on with less")
+    ungrok.legend(fontsize=8)
+    for axis in (size, memory, moving, ungrok):
+        axis.grid(alpha=0.25)
+    return figure
+
+
+def draw_phase(settings, rows, curves):
+    """The figures by file name."""
+    return {"phase.png": draw_plane(settings, rows, curves), "measures.png": draw_measures(settings, rows, curves)}
+
+
+def bounded(values, data):
+    """'estimate [low, high]' of values (1 + DRAWS,), with bounds where they leave the range of data."""
+    def text(value):
+        return f"> {data[-1]}" if value > data[-1] else f"< {data[0]}" if value < data[0] else f"{value:.0f}"
+    return "{} [{}, {}]".format(*map(text, (values[0], *np.percentile(values[1:], [2.5, 97.5]))))
+
+
+def judge_phase(settings, rows, curves):
+    """The paper's claims on figures 1, 3 and 4, the test of its framework, and the true ungrokking of Varma et al."""
+    hidden, data, critical, capacity = measure(settings, rows, curves)
+    plane = [line for line in rows if line["experiment"] == "plane"]
+    fall = critical[0.5][:, -1] - critical[0.5][:, 0]
+    claims = [claim(f"fig 3: critical size at d = {h}", "-", f"{bounded(critical[0.5][:, i], data)}; accuracy 0.9: {bounded(critical[0.9][:, i], data)}", None)
+              for i, h in enumerate(hidden)]
+    claims.append(claim("fig 3: the critical size falls with size", "falls", f"by {-fall[0]:.0f} from d = {hidden[0]} to {hidden[-1]}",
+                        np.percentile(fall[1:], 97.5) < 0 if critical[0.5][0, -1] < data[-1] else None))
+    earlier = measure(settings, rows, curves, 0.5)
+    moved = critical[0.5] - earlier[2][0.5]
+    claims.append(claim("critical size at the last step less that at half of them", "- (moves)", ", ".join(f"d = {h}: {moved[0, i]:+.0f}" for i, h in enumerate(hidden)), None))
+    below = capacity[0] < 0.99 * settings.p**2
+    rising = np.diff(capacity[0])[below[:-1]]
+    claims.append(claim("fig 4: memorization capacity rises with size", "rises", ", ".join(f"d = {h}: {c:.0f}" for h, c in zip(hidden, capacity[0])), (rising > 0).all()))
+    grown = capacity[0] / earlier[3][0].clip(1) - 1
+    claims.append(claim("capacity: change over the second half of the steps", "converged (2%)", f"{grown[abs(grown).argmax()]:+.1%} at most (d = {hidden[abs(grown).argmax()]})",
+                        (abs(grown) < 0.02).all()))
+    for h in hidden[below]:
+        lines = [line for line in rows if line["experiment"] == "capacity" and line["hidden"] == h]
+        bits = np.array([capacity_bits(settings.p, line["train_loss"]) for line in lines])
+        claims.append(claim(f"capacity at d = {h}, bits", "2 to 3.6 a parameter", f"{bits.mean():.0f}, {bits.mean() / lines[0]['params']:.2f} a parameter", None))
+    size, where = crossing(hidden, critical[0.5], capacity)
+    above = capacity[0] > critical[0.5][0]
+    network = Run("addition", settings.p, 1, 1, 0, 1, 1, 1)
+    claims.append(claim("fig 1: the two curves cross once", "once", f"at d = {bounded(size, hidden)}, {parameters(replace(network, hidden=size[0])):,.0f} parameters, D = {bounded(where, data)}"
+                        if np.isfinite(size[0]) else "not in this range of sizes", np.abs(np.diff(above)).sum() == 1 and above[-1]))
+    cells, pairs = by_cell(plane), {}
+    for text, memory in (("", capacity), (" (mirrored pairs counted once)", mirrored_once(capacity, settings.p))):
+        pairs = [(zone(d, critical[FLOOR][0, i], critical[0.9][0, i], memory[0, i]), observed(cells["addition", h, d])) for i, h in enumerate(hidden) for d in data]
+        share = np.mean([predicted == seen for predicted, seen in pairs])
+        claims.append(claim(f"fig 1: observed dynamic is the zone's in 3 of 4 cells{text}", "all", f"{share:.0%} of {len(pairs)} cells", share >= 0.75))
+        for kind in DYNAMICS:
+            seen = Counter(seen for predicted, seen in pairs if predicted == kind)
+            claims.append(claim(f"  zone {kind}{text}", kind, ", ".join(f"{name} {count}" for name, count in seen.most_common()) or "no cell", None))
+    low, high = np.nanpercentile(where[1:], [2.5, 97.5]) if np.isfinite(where).any() else (np.nan, np.nan)
+    verdicts = {d: dip_interval(size_curve(plane, "addition", d)[1])[4] for d in data}
+    wrong = [d for d, verdict in verdicts.items() if verdict == ("no dip" if critical[0.5][0, -1] < d < low else "dip" if d > high else "")]
+    right = [d for d, verdict in verdicts.items() if verdict == ("dip" if critical[0.5][0, -1] < d < low else "no dip" if d > high else "")]
+    claims.append(claim(f"double descent for D from {bounded(critical[0.5][:, -1], data).split()[0]} to the crossing's {where[0]:.0f}, none above", "yes",
+                        ", ".join(f"D = {d}: {verdict}" for d, verdict in verdicts.items()), None if not right and not wrong else not wrong))
+    at = list(hidden).index(settings.ungrok_hidden) if settings.ungrok_hidden in hidden else None
+    for less in sorted(settings.ungrok_data):
+        before, after = (values_at(rows, curves, "ungrokking", "val_acc_unmirrored", share, data=less) for share in (0.5, 1))
+        mean, low, high = interval(after)
+        known = None if at is None else critical[0.5][0, at]
+        expected = "-" if known is None else "forgets" if less < known else "keeps"
+        claims.append(claim(f"grokked on D = {max(data)}, then D = {less} (critical size {'not measured' if known is None else round(known)})", f"{expected} (Varma et al.)",
+                            f"validation {before.mean():.2f} -> {mean:.2f} [{low:.2f}, {high:.2f}]",
+                            None if known is None or np.isnan(low) or before.mean() < 0.9 else high < 0.5 if less < known else low > 0.5))
+    return claims
+
+
 def main():
     """Train, draw, judge."""
-    reproduce("grok.py", __doc__, dynamics=(PRESETS, grid, draw, judge))
+    reproduce("grok.py", __doc__, dynamics=(PRESETS, grid, draw, judge), phase=(PLANES, phase_grid, draw_phase, judge_phase))
 
 
 if __name__ == "__main__":

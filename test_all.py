@@ -17,11 +17,12 @@ import torch.nn.functional as F
 
 import common
 import double_descent
+import emergence
 import grok
 from common import Population, Run, Transformer
 
 HERE = Path(__file__).parent
-SCRIPTS = ["common.py", "grok.py", "double_descent.py"]
+SCRIPTS = ["common.py", "grok.py", "double_descent.py", "emergence.py"]
 TINY = ["--device", "cpu", "--threads", "1", "--p", "11", "--hidden", "4", "8", "8", "16", "--data", "60", "40", "50", "50", "--steps", "30"]
 
 
@@ -186,6 +187,44 @@ def test_loss_starts_at_ln_p():
     assert (measures["train_loss"] - math.log(113)).abs().max() < 0.5
 
 
+def test_loss_trained_on_and_its_gradient_equal_pytorchs():
+    logits, labels = torch.randn(3, 20, 11, dtype=torch.double, requires_grad=True), torch.randint(11, (3, 20))
+    losses = [common.training_loss(logits, labels, kind) for kind in ("float32", "exact")]
+    losses.append(sum(F.cross_entropy(one, label) for one, label in zip(logits, labels)))
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss in losses]
+    for loss, gradient in zip(losses[:2], gradients):
+        torch.testing.assert_close(loss, losses[2], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(gradient, gradients[2], rtol=1e-10, atol=1e-12)
+
+
+def test_bfloat16_only_when_asked_and_close():
+    assert Run("addition", 11, 8, 50, 0, 1, 1e-2, 1.0).precision == "float32"
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        runs = runs_of(2, steps=30, layers=2, memorize=20, precision=precision)
+        losses[precision] = common.train(runs, "cpu")["train_loss"]
+    assert 0 < (losses["float32"] - losses["bfloat16"]).abs().max() < 0.3
+
+
+def test_a_run_goes_on_with_less_data_and_its_validation_pairs_were_never_trained_on(tmp_path, monkeypatch):
+    runs = runs_of(2, data=40, first_data=70, steps=40)
+    data = Population(runs, "cpu")
+    assert (data.train.sum(1) == 40).all() and not (data.val & common.trained(replace(runs[0], data=70))[None]).any(1)[0]
+    whole, first = common.train(runs, "cpu"), common.train(runs_of(2, data=70, steps=40), "cpu")
+    shared = whole["step"][0] <= 20
+    assert all((whole[name][:, shared] == first[name][:, shared]).all() for name in ("train_loss", "val_loss", "norm"))
+    assert (whole["val_loss"][:, ~shared] != first["val_loss"][:, ~shared]).any()
+    monkeypatch.setattr(common, "CHECKPOINT_SECONDS", 0)
+
+    def stop(step, measures):
+        if step == 30:
+            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        common.train(runs, "cpu", checkpoint=tmp_path / "state.pt", tick=stop)
+    resumed = common.train(runs, "cpu", checkpoint=tmp_path / "state.pt")
+    assert all(torch.equal(resumed[name].nan_to_num(), whole[name].nan_to_num()) for name in whole)
+
+
 def test_loss_is_accurate_where_float32_rounds_it_to_zero():
     logits = torch.tensor([[0.0, 23.1, -1.0, 0.5], [0.0, 45.0, 1.0, 2.0], [3.0, 1.0, 2.0, 0.0]])
     labels = torch.ones(3, dtype=torch.long)
@@ -286,17 +325,118 @@ def test_interval():
     ([0.1, 0.6, 0.0, 0.3, 1.0], 0.6, 2), ([0.1, 0.6, 0.7, 1.0], 0, None), ([1.0, 0.6, 0.3, 0.0], 0, None), ([0.6, 0.1, 0.9], 0.5, 1),
     ([0.2, 0.9, 0.5, 0.6], 0.1, 2), ([0.5, 0.5, 0.5], 0, None), ([0.1, 0.9], 0, None)])
 def test_dip_rule(means, depth, where):
-    assert double_descent.dip(means) == (pytest.approx(depth), where)
+    assert common.dip(means) == (pytest.approx(depth), where)
 
 
 def test_dip_interval_tells_a_dip_from_noise_and_from_none():
     random = np.random.default_rng(0)
     for means, dips in (([0.2, 0.7, 0.0, 0.1, 0.9, 1.0], True), ([0.2, 0.5, 0.7, 0.8, 0.9, 1.0], False), ([0.2, 0.7, 0.7, 0.7, 0.9, 1.0], False)):
         values = np.clip(np.array(means)[:, None] + random.normal(0, 0.1, (6, 11)), 0, 1)
-        depth, where, low, high, verdict = double_descent.dip_interval(values)
+        depth, where, low, high, verdict = common.dip_interval(values)
         assert low <= depth <= high and verdict == ("dip" if dips else "no dip")
-        assert double_descent.dip_interval(values[:, :2])[4] == "undecided"
+        assert common.dip_interval(values[:, :2])[4] == "undecided"
         assert not dips or where in (2, 3) and depth == pytest.approx(0.7, abs=0.12)
+
+
+# the phase diagram's estimators
+
+
+def test_critical_size_of_made_up_data():
+    random, data = np.random.default_rng(0), np.arange(200, 801, 100)
+    for known, width in ((430, 5), (520, 60)):
+        chance = 1 / (1 + np.exp((known - data) / width))
+        sizes = grok.critical_size(data, (random.random((len(data), 60)) < chance[:, None]).astype(float))
+        assert sizes[0] == pytest.approx(known, abs=50) and np.percentile(sizes[1:], 2.5) - 30 < known < np.percentile(sizes[1:], 97.5) + 30
+    assert grok.critical_size(data, np.tile(chance[:, None], (1, 3)), 0.9)[0] == pytest.approx(520 + 60 * math.log(9), abs=20)
+    assert grok.critical_size(data, np.zeros((7, 3)))[0] > 800 and grok.critical_size(data, np.ones((7, 3)))[0] < 200
+    assert grok.bounded(np.full(1001, 900.0), data) == "> 800 [> 800, > 800]"
+
+
+def test_capacity_and_bits_of_known_networks():
+    p, pairs = 31, 31 * 31
+    assert grok.capacity_bits(p, 0) == pytest.approx(p * (p + 1) / 2 * math.log2(p)) and grok.capacity_bits(p, math.log(p)) == pytest.approx(0)
+    facts = torch.arange(pairs).view(p, p)
+    facts = torch.minimum(facts, facts.T).flatten()
+    for data in (100, 400, 700):
+        different = np.mean([len(facts[torch.randperm(pairs, generator=torch.Generator().manual_seed(i))[:data]].unique()) for i in range(40)])
+        assert grok.mirrored_once(different / (p * (p + 1) / 2) * pairs, p) == pytest.approx(data, rel=0.05)
+
+
+def test_crossing_of_known_lines():
+    hidden = np.array([4, 8, 16, 32])
+    critical, capacity = np.array([[400, 400, 400, 400], [400, 300, 200, 100], [400.0] * 4]), np.array([[100, 300, 500, 700], [500, 600, 700, 800], [0.0] * 4])
+    size, data = grok.crossing(hidden, critical, capacity)
+    assert size[0] == pytest.approx(8 * 2**0.5) and data[0] == pytest.approx(400) and np.isnan(size[1:]).all() and np.isnan(data[1:]).all()
+
+
+@pytest.mark.parametrize("data, name", [(700, "progression"), (300, "ungrokking"), (400, "semi-grokking"), (500, "grokking")])
+def test_zones(data, name):
+    assert grok.zone(data, 350, 450, 600) == name
+
+
+def made_up_plane(agree):
+    """Settings, rows and curves of a plane whose runs do, or do not, what the two curves say."""
+    settings = replace(grok.PLANES["quick"], p=31, seeds=3, steps=100, hidden=(4, 8, 16, 32), data=(300, 400, 500, 600), ungrok_hidden=32, ungrok_data=(200, 500))
+    critical, capacity = dict(zip(settings.hidden, (650, 550, 450, 350))), dict(zip(settings.hidden, (150, 440, 900, 961)))
+    rows, final = [], []
+    for run in grok.phase_grid(settings):
+        line = {**common.asdict(run), "params": common.parameters(run), "train_loss": 1.0}
+        if run.experiment == "plane":
+            val = float(run.data > critical[run.hidden])
+            line["dynamic"] = "progression" if run.data > capacity[run.hidden] else "grokking" if val else "ungrokking"
+            line["dynamic"] = line["dynamic"] if agree else {"progression": "grokking", "grokking": "progression"}.get(line["dynamic"], "progression")
+            values = (0, val, val)
+        elif run.experiment == "capacity":
+            values = (0, 0, 0) if not agree else (0, capacity[run.hidden] / 961, capacity[run.hidden] / 961)
+        else:
+            values = (0, 1, 0 if run.data < 350 and agree else 1)
+        rows.append({**line, "val_acc_unmirrored": values[-1], "best_val_acc_unmirrored": max(values)})
+        final.append(values)
+    values = np.array(final, np.float32)
+    return settings, rows, {"step": np.array([[0, run["steps"] / 2, run["steps"]] for run in rows]), "val_acc_unmirrored": values, "train_acc": values}
+
+
+def test_the_framework_can_come_out_either_way():
+    for agree in (True, False):
+        claims = {c["claim"]: c["holds"] for c in grok.judge_phase(*made_up_plane(agree))}
+        assert claims["fig 3: the critical size falls with size"] is True
+        assert claims["fig 4: memorization capacity rises with size"] is agree and claims["fig 1: the two curves cross once"] is agree
+        assert claims["fig 1: observed dynamic is the zone's in 3 of 4 cells"] is agree
+        assert claims["grokked on D = 600, then D = 200 (critical size 350)"] is agree
+
+
+# emergence
+
+
+def made_up_ladder(mixed, split):
+    """Settings and rows of a ladder: best accuracy of addition alone is 1 everywhere; of the others as given."""
+    settings = replace(emergence.PRESETS["quick"], p=11, layers=(1, 1, 1), hidden=(8, 16, 32), data=60, memorize=(20,))
+    best = {(0, False): (1, 1, 1), (20, False): mixed, (20, True): split}
+    return settings, [{**common.asdict(run), "params": common.parameters(run), "circuit_share": 0.5, "val_loss": 1.0, "best_val_acc_unmirrored": 1.0,
+                       "best_val_acc_memorized": best[run.memorize, run.split][settings.hidden.index(run.hidden)]} for run in emergence.grid(settings)]
+
+
+@pytest.mark.parametrize("mixed, split, verdicts", [
+    ((0.02, 0.02, 0.95), (0.02, 0.95, 1), (True, True, True)), ((None, 0.05, 0.3), (None, 0.04, 0.3), (True, None, None)),
+    ((1, 1, 1), (1, 1, 1), (False, None, False)), ((0.3, 0.95, 0.95), (0.1, 0.1, 0.95), (False, True, False))])
+def test_emergence_can_come_out_either_way(mixed, split, verdicts):
+    claims = {c["claim"]: c for c in emergence.judge(*made_up_ladder(mixed, split), {})}
+    names = ("fig 8: + 20 to memorize, both sets learned, addition not", "fig 8: larger models generalize again (0.9)",
+             "fig 10: split, accuracy 0.9 is reached at a smaller size")
+    assert tuple(claims[name]["holds"] for name in names) == verdicts
+    settings, rows = made_up_ladder((0.02, 0.02, 0.95), (1, 1, 1))
+    assert emergence.threshold(rows, 0.9, 20, False) == common.parameters(emergence.grid(settings)[6]) and emergence.threshold(rows, 0.9, 0, False) < emergence.threshold(rows, 0.9, 20, False)
+
+
+def test_abruptness():
+    assert emergence.abruptness([0, 0, 1, 1]) == 1 and emergence.abruptness([0, 0.25, 0.5, 0.75, 1]) == pytest.approx(0.25)
+    assert math.isnan(emergence.abruptness([0.5, 0.5]))
+
+
+def test_best_accuracy_counts_only_while_the_memorization_is_known():
+    history = {**curve([0, 1, 1, 1], [0, 0.2, 0.4, 0.9]), "val_acc": np.zeros(4), "memorize_acc": np.array([0, 1, 1, 0.2])}
+    line = common.row(runs_of(1, memorize=20)[0], history)
+    assert line["best_val_acc_memorized"] == pytest.approx(0.4) and line["best_val_acc_unmirrored"] == pytest.approx(0.9)
 
 
 def test_squared_circuit_with_a_sum_that_no_validation_pair_has():
@@ -351,11 +491,11 @@ def test_outputs(finished):
 
 def test_same_command_same_bytes_and_finished_runs_are_not_repeated(finished, tmp_path):
     out, _ = finished
-    before = (out / "runs.csv").read_bytes()
+    before, first = (out / "runs.csv").read_bytes(), json.loads((out / "summary.json").read_text())
     assert command(*TINY, "--seeds", 2, "--out", tmp_path / "again").returncode == 0
     assert (tmp_path / "again" / "runs.csv").read_bytes() == before
     assert here(*TINY, "--seeds", 2, "--out", out).returncode == 0
-    assert (out / "runs.csv").read_bytes() == before and json.loads((out / "summary.json").read_text())["runs_trained"] == 0
+    assert (out / "runs.csv").read_bytes() == before and json.loads((out / "summary.json").read_text())["seconds"] == first["seconds"]
 
 
 def test_plot_only_redraws_and_touches_nothing_else(finished, tmp_path):
@@ -438,6 +578,31 @@ def test_double_descent_by_its_command_line(tmp_path):
     assert {(line["task"], line["data"]) for line in rows} == {("addition", 40), ("addition", 60), ("squared_addition", 60)}
 
 
+def test_phase_by_its_command_line(tmp_path):
+    arguments = ["--device", "cpu", "--p", 11, "--seeds", 2, "--steps", 20, "--hidden", 8, 4, "--data", 60, 40, "--ungrok-hidden", 8, "--ungrok-data", 20]
+    done = here("phase", *arguments, "--out", tmp_path)
+    rows, curves = common.read_results(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.glob("*.png")} == {"phase.png", "measures.png"} and "cross once" in done.stdout
+    assert [sum(line["experiment"] == name for line in rows) for name in ("plane", "capacity", "ungrokking")] == [8, 4, 2]
+    assert all(line["data"] == 121 and line["val_acc"] is None for line in rows if line["experiment"] == "capacity")
+    assert all(line["steps"] == 40 and line["first_data"] == 60 for line in rows if line["experiment"] == "ungrokking")
+
+
+def test_emergence_by_its_command_line_killed_inside_a_run(tmp_path):
+    arguments = ["--device", "cpu", "--threads", "1", "--p", "11", "--seeds", "2", "--steps", "20", "--layers", "1", "2", "--hidden", "4", "8",
+                 "--data", "60", "--memorize", "20", "30"]
+    killed = subprocess.run([sys.executable, "-c", INTERRUPTED.format(call=9, how="SIGKILL").replace("grok", "emergence"), *arguments, "--out", tmp_path / "killed"], cwd=HERE)
+    assert killed.returncode == -9 and list(tmp_path.glob("killed/cache/unfinished-*.pt"))
+    for out in ("killed", "whole"):
+        done = here(*arguments, "--out", tmp_path / out, script=emergence)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "killed" / "runs.csv").read_bytes() == (tmp_path / "whole" / "runs.csv").read_bytes()
+    rows, _ = common.read_results(tmp_path / "whole")
+    assert len(rows) == 16 and {(line["memorize"], line["split"]) for line in rows} == {(0, 0), (20, 0), (30, 0), (20, 1)}
+    assert (tmp_path / "whole" / "emergence.png").exists() and {line["layers"] for line in rows} == {1, 2}
+
+
 def test_two_ranks_give_the_results_of_one_process(finished, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", HERE / "grok.py"]
     done = subprocess.run([*launch, *TINY, "--seeds", "2", "--out", tmp_path / "two"], capture_output=True, text=True, cwd=HERE)
@@ -467,6 +632,16 @@ def test_out_of_memory_packs_less(tmp_path, monkeypatch):
 def test_bad_options_end_in_one_line_before_any_work(arguments, named, tmp_path, monkeypatch):
     monkeypatch.setattr(common, "sweep", lambda *_: pytest.fail("work began"))
     done = here("--device", "cpu", "--out", tmp_path / "out", *arguments)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and named in done.stderr and not (tmp_path / "out" / "runs.csv").exists()
+
+
+@pytest.mark.parametrize("arguments, script, named", [
+    (["phaze"], grok, "phaze"), (["--seeds", "2", "phase"], grok, "phase"), (["phase", "--data", "60"], grok, "--data"),
+    (["--layers", "1"], emergence, "--layers"), (["--memorize", "0"], emergence, "--memorize"), (["--memorize", "5000"], emergence, "memorize"),
+    (["--precision", "half"], emergence, "--precision"), (["--hidden", "8", "8", "8", "6"], emergence, "heads")])
+def test_bad_options_of_the_other_experiments(arguments, script, named, tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "sweep", lambda *_: pytest.fail("work began"))
+    done = here(*arguments, "--device", "cpu", "--out", tmp_path / "out", script=script)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and named in done.stderr and not (tmp_path / "out" / "runs.csv").exists()
 
 
