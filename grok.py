@@ -1,5 +1,5 @@
 """Grokking and its three siblings: the four training dynamics of Huang et al. 2024 (figures 2, 5 and 9), with the
-circuits measured beneath.
+circuits measured beneath, and the two curves that decide between them (figures 1, 3 and 4), measured.
 
 A 1-layer transformer learns (a + b) mod p from D of the p*p pairs. Two circuits compete in it: one memorizes, one
 generalizes. Which wins, and when, depends on the hidden size and on D:
@@ -10,12 +10,16 @@ generalizes. Which wins, and when, depends on the hidden size and on D:
     semi-grokking   memorizes, then generalizes late and in part
     grokking        memorizes early, generalizes perfectly and much later
 
-    python grok.py                   a laptop's CPU, under a minute
-    python grok.py --scale paper     p = 113 and the paper's cells
+    python grok.py                        a laptop's CPU, under a minute
+    python grok.py --scale paper          p = 113 and the paper's cells
+    python grok.py phase                  a laptop's CPU, a minute and a half
+    python grok.py phase --scale small    p = 59, 11 seeds, half an hour on two cores
 
 Expect dynamics.png with one column per dynamic: validation accuracy leaves the floor late or never, while the circuit
-beneath it, measured in the logits, has been growing long before; progression.png, seed by seed; and a verdict on each
-of the paper's claims.
+beneath it, measured in the logits, has been growing long before; and progression.png, seed by seed. From phase, expect
+phase.png, the paper's hand-drawn diagram from real runs: the critical dataset size falls with model size, the
+memorization capacity rises, and they cross; measures.png shows what it is made of, and grokked runs that forget when
+they are trained on with less data. Each ends with a verdict on every claim.
 """
 # /// script
 # requires-python = ">=3.10"
@@ -204,7 +208,7 @@ def phase_grid(settings):
 
 
 def values_at(rows, curves, experiment, measure, share=1.0, **cell):
-    """A measure of each seed of a cell, (seeds,), at the evaluation nearest to a share of its steps."""
+    """A measure of each seed of a cell of an experiment, (seeds,), at the evaluation nearest to a share of its steps."""
     chosen = [i for i, line in enumerate(rows) if line["experiment"] == experiment and all(line[k] == v for k, v in cell.items())]
     return np.array([curves[measure][i, np.nanargmin(abs(curves["step"][i] - share * rows[i]["steps"]))] for i in chosen])
 
@@ -267,13 +271,22 @@ def crossing(hidden, critical, capacity):
     return size, data
 
 
-def measure(settings, rows, curves, share=1.0):
-    """Both curves at a share of the steps: hidden sizes, D, {level: D_crit (1 + DRAWS, sizes)} and the capacity (1 + DRAWS, sizes)."""
+def plane(rows):
+    """The runs of the diagram, {(hidden, D): rows}."""
+    return by_cell([line for line in rows if line["experiment"] == "plane"], "hidden", "data")
+
+
+def accuracy(rows, curves, hidden, data, share=1.0):
+    """Validation accuracy of a hidden size at each D, (sizes of D, seeds)."""
+    return np.array([values_at(rows, curves, "plane", "val_acc_unmirrored", share, hidden=hidden, data=d) for d in data])
+
+
+def both_curves(settings, rows, curves, share=1.0):
+    """At a share of the steps: hidden sizes, D, {level: critical size (1 + DRAWS, sizes)}, and the capacity (1 + DRAWS, sizes)."""
     hidden, data = np.array(sorted(settings.hidden)), np.array(sorted(settings.data))
-    accuracy = [np.array([values_at(rows, curves, "plane", "val_acc_unmirrored", share, hidden=h, data=d) for d in data]) for h in hidden]
-    critical = {level: np.stack([critical_size(data, values, level) for values in accuracy], 1) for level in (FLOOR, 0.5, 0.9)}
-    capacity = np.stack([resampled_means(values_at(rows, curves, "capacity", "train_acc", share, hidden=h)) for h in hidden], 1) * settings.p**2
-    return hidden, data, critical, capacity
+    critical = {level: np.stack([critical_size(data, accuracy(rows, curves, h, data, share), level) for h in hidden], 1) for level in (FLOOR, 0.5, 0.9)}
+    capacity = [resampled_means(values_at(rows, curves, "capacity", "train_acc", share, hidden=h)) for h in hidden]
+    return hidden, data, critical, np.stack(capacity, 1) * settings.p**2
 
 
 def zone(data, low, high, capacity):
@@ -289,159 +302,179 @@ def observed(lines):
 # the figures of phase
 
 
-def draw_plane(settings, rows, curves):
-    """Figure 1: a cell for each hidden size and D, its colours the dynamics of its seeds, with both measured curves on top."""
-    hidden, data, critical, capacity = measure(settings, rows, curves)
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    axis, x = figure.subplots(), np.log2(hidden)
+def band(axis, x, draws, style="-o", **look):
+    """A line for the estimate, the first of draws (1 + DRAWS, n), and a band for its 95% interval."""
+    low, high = np.percentile(draws[1:], [2.5, 97.5], axis=0)
+    line, = axis.plot(x, draws[0], style, **look)
+    axis.fill_between(x, low, high, color=line.get_color(), alpha=0.2, lw=0)
 
-    def edges(values):
-        middle = (values[1:] + values[:-1]) / 2
-        return np.concatenate([[2 * values[0] - middle[0]], middle, [2 * values[-1] - middle[-1]]])
+
+def edges(values):
+    """Borders of cells around values (n,): half-way between neighbours, (n + 1,)."""
+    middle = (values[1:] + values[:-1]) / 2
+    return np.concatenate([[2 * values[0] - middle[0]], middle, [2 * values[-1] - middle[-1]]])
+
+
+def draw_diagram(settings, rows, curves):
+    """Figure 1: a cell for each hidden size and D, its colours the dynamics of its seeds, with both measured curves on top."""
+    hidden, data, critical, capacity = both_curves(settings, rows, curves)
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    axis, x, cells = figure.subplots(), np.log2(hidden), plane(rows)
     left, bottom = edges(x), edges(data)
     for i, h in enumerate(hidden):
         for j, d in enumerate(data):
-            lines = by_cell([line for line in rows if line["experiment"] == "plane"])["addition", h, d]
-            start = left[i]
+            counts, start = Counter(line["dynamic"] for line in cells[h, d]), left[i]
             for kind in COLORS:
-                width = (left[i + 1] - left[i]) * sum(line["dynamic"] == kind for line in lines) / len(lines)
+                width = (left[i + 1] - left[i]) * counts[kind] / len(cells[h, d])
                 axis.add_patch(Rectangle((start, bottom[j]), width, bottom[j + 1] - bottom[j], color=COLORS[kind], alpha=0.75, lw=0))
                 start += width
     axis.vlines(left, bottom[0], bottom[-1], color="white", lw=1.5)
     axis.hlines(bottom, left[0], left[-1], color="white", lw=1.5)
-    halo = [withStroke(linewidth=5, foreground="white")]
-    for values, style, text in ((critical[0.5], "-", "critical size"), (capacity, "--", "memorization capacity"),
-                                (mirrored_once(capacity, settings.p), ":", "capacity, mirrored\npairs counted once")):
-        low, high = np.percentile(values[1:], [2.5, 97.5], axis=0)
-        axis.fill_between(x, low, high, color="black", alpha=0.2, lw=0)
-        axis.plot(x, values[0], style, color="black", lw=2.5, path_effects=halo, label=text)
+    for draws, style, text in ((critical[0.5], "-", "critical size"), (capacity, "--", "memorization capacity"),
+                               (mirrored_once(capacity, settings.p), ":", "capacity, mirrored\npairs counted once")):
+        band(axis, x, draws, style, color="black", lw=2.5, path_effects=[withStroke(linewidth=5, foreground="white")], label=text)
     size, where = crossing(hidden, critical[0.5], capacity)
-    if np.isfinite(size[0]):
-        axis.plot(np.log2(size[0]), where[0], "o", ms=12, mfc="white", mec="black", mew=2, zorder=5)
+    axis.plot(np.log2(size[0]), where[0], "o", ms=12, mfc="white", mec="black", mew=2, zorder=5)
     for kind in COLORS:
-        if any(line["experiment"] == "plane" and line["dynamic"] == kind for line in rows):
+        if any(line["dynamic"] == kind for lines in cells.values() for line in lines):
             axis.add_patch(Rectangle((0, 0), 0, 0, color=COLORS[kind], alpha=0.75, label=kind))
     figure.legend(loc="outside lower center", ncols=4, fontsize=10)
-    axis.set_xlim(left[0], left[-1])
-    axis.set_ylim(bottom[0], bottom[-1])
+    axis.set(xlim=(left[0], left[-1]), ylim=(bottom[0], bottom[-1]), xlabel="hidden size d", ylabel="training examples D", yticks=data)
     axis.set_xticks(x, labels=map(str, hidden))
-    axis.set_yticks(data)
-    axis.set_xlabel("hidden size d")
-    axis.set_ylabel("training examples D")
     axis.set_title(f"Which circuit wins: measured for (a + b) mod {settings.p} at step {settings.steps}\n"
                    f"(a cell is divided by its {settings.seeds} seeds; bands: 95% interval; circle: where the curves cross)", fontsize=12)
     return figure
 
 
-def draw_measures(settings, rows, curves):
-    """Figures 3 and 4, how D_crit moves with training, and the true ungrokking."""
-    hidden, data, critical, capacity = measure(settings, rows, curves)
-    figure = Figure(figsize=(13, 9), layout="constrained")
-    (size, memory), (moving, ungrok) = figure.subplots(2, 2)
-    shade = dict(zip(hidden, colormaps["viridis_r"](np.linspace(0.1, 1, len(hidden)))))
-    for h in hidden:
-        mean, low, high = np.array([interval(values_at(rows, curves, "plane", "val_acc_unmirrored", hidden=h, data=d)) for d in data]).T
-        size.plot(data, mean, "-o", ms=4, color=shade[h], label=f"d = {h}")
-        size.fill_between(data, low, high, color=shade[h], alpha=0.08, lw=0)
-    size.set(xlabel="training examples D", ylabel="final validation accuracy, unmirrored", title="Larger models generalize from less data")
-    size.legend(fontsize=8)
-    for values, style, text in ((capacity, "-o", "accuracy on random labels times p²"), (mirrored_once(capacity, settings.p), ":o", "mirrored pairs counted once")):
-        low, high = np.percentile(values[1:], [2.5, 97.5], axis=0)
-        memory.fill_between(hidden, low, high, color="black", alpha=0.2, lw=0)
-        memory.plot(hidden, values[0], style, ms=4, color="black", label=text)
-    memory.axhline(settings.p**2, color="#999999", lw=0.8)
-    memory.annotate("all pairs", (hidden[-1], settings.p**2), (0, -12), textcoords="offset points", ha="right", fontsize=8, color="#666666")
-    memory.set(xscale="log", xlabel="hidden size d", ylabel="examples", title="Memorization capacity rises with size")
-    memory.set_xticks(hidden, labels=map(str, hidden))
-    memory.set_xticks([], minor=True)
-    memory.legend(fontsize=8, loc="lower right")
+def draw_accuracy(axis, settings, rows, curves):
+    """Figure 3: validation accuracy against D, a line for each hidden size."""
+    hidden, data, _, _ = both_curves(settings, rows, curves)
+    for h, color in zip(hidden, colormaps["viridis_r"](np.linspace(0.1, 1, len(hidden)))):
+        band(axis, data, resampled_means(accuracy(rows, curves, h, data)), ms=4, color=color, label=f"d = {h}")
+    axis.set(xlabel="training examples D", ylabel="final validation accuracy, unmirrored", title="Larger models generalize from less data")
+
+
+def draw_capacity(axis, settings, rows, curves):
+    """Figure 4: the memorization capacity against hidden size."""
+    hidden, _, _, capacity = both_curves(settings, rows, curves)
+    band(axis, hidden, capacity, ms=4, color="black", label="accuracy on random labels times p²")
+    band(axis, hidden, mirrored_once(capacity, settings.p), ":o", ms=4, color="black", label="mirrored pairs counted once")
+    axis.axhline(settings.p**2, color="#999999", lw=0.8)
+    axis.annotate("all pairs", (hidden[-1], settings.p**2), (0, -12), textcoords="offset points", ha="right", fontsize=8, color="#666666")
+    axis.set(xlabel="hidden size d", ylabel="examples", title="Memorization capacity rises with size")
+
+
+def draw_critical(axis, settings, rows, curves):
+    """The critical size against hidden size, at several steps of the same runs."""
     for share, color in ((0.25, "#56B4E9"), (0.5, "#2E93C9"), (1, "#0072B2")):
-        values = measure(settings, rows, curves, share)[2][0.5]
-        low, high = np.percentile(values[1:], [2.5, 97.5], axis=0)
-        moving.fill_between(hidden, low, high, color=color, alpha=0.15, lw=0)
-        moving.plot(hidden, values[0], "-o", ms=4, color=color, label=f"step {round(share * settings.steps)}")
-    moving.axhline(data[-1], color="#999999", lw=0.8, ls="--")
-    moving.annotate("largest D tried", (hidden[-1], data[-1]), (0, 3), textcoords="offset points", ha="right", fontsize=8, color="#666666")
-    moving.set(xscale="log", xlabel="hidden size d", ylabel="critical size", title="The critical size falls with size, and with training")
-    moving.set_xticks(hidden, labels=map(str, hidden))
-    moving.set_xticks([], minor=True)
-    moving.legend(fontsize=8)
-    for number, less in enumerate(sorted(settings.ungrok_data)):
-        for i, line in enumerate(rows):
-            if line["experiment"] == "ungrokking" and line["data"] == less:
-                ungrok.plot(curves["step"][i], curves["val_acc_unmirrored"][i], lw=1.2, color=colormaps["viridis"](number / len(settings.ungrok_data)),
-                            label=f"then D = {less}" if line["seed"] == 0 else None)
-    ungrok.axvline(settings.steps, color="#D55E00", lw=1)
-    ungrok.set(xlabel="optimization step", ylabel="validation accuracy, unmirrored", title=f"Grokked on D = {max(settings.data)} (d = {settings.ungrok_hidden}), then trained on with less")
-    ungrok.legend(fontsize=8)
-    for axis in (size, memory, moving, ungrok):
-        axis.grid(alpha=0.25)
-    return figure
+        hidden, data, critical, _ = both_curves(settings, rows, curves, share)
+        band(axis, hidden, critical[0.5], ms=4, color=color, label=f"step {round(share * settings.steps)}")
+    axis.axhline(data[-1], color="#999999", lw=0.8, ls="--")
+    axis.annotate("largest D tried", (hidden[-1], data[-1]), (0, 3), textcoords="offset points", ha="right", fontsize=8, color="#666666")
+    axis.set(xlabel="hidden size d", ylabel="critical size", title="The critical size falls with training")
+
+
+def draw_ungrokking(axis, settings, rows, curves):
+    """Validation accuracy of grokked runs that go on with less data (Varma et al. 2023), a line per seed."""
+    colors = dict(zip(sorted(settings.ungrok_data), colormaps["viridis"](np.linspace(0, 0.8, len(settings.ungrok_data)))))
+    for i, line in enumerate(rows):
+        if line["experiment"] == "ungrokking":
+            axis.plot(curves["step"][i], curves["val_acc_unmirrored"][i], lw=1.2, color=colors[line["data"]],
+                      label=f"then D = {line['data']}" if line["seed"] == 0 else None)
+    axis.axvline(settings.steps, color="#D55E00", lw=1)
+    axis.set(xlabel="optimization step", ylabel="validation accuracy, unmirrored",
+             title=f"Grokked on D = {max(settings.data)} (d = {settings.ungrok_hidden}), then trained on with less")
 
 
 def draw_phase(settings, rows, curves):
-    """The figures by file name."""
-    return {"phase.png": draw_plane(settings, rows, curves), "measures.png": draw_measures(settings, rows, curves)}
+    """The figures by file name: the diagram, and what it is made of."""
+    figure = Figure(figsize=(13, 9), layout="constrained")
+    for axis, panel in zip(figure.subplots(2, 2).flat, (draw_accuracy, draw_capacity, draw_critical, draw_ungrokking)):
+        panel(axis, settings, rows, curves)
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=8)
+        if axis.get_xlabel() == "hidden size d":
+            axis.set_xscale("log")
+            axis.set_xticks(settings.hidden, labels=map(str, settings.hidden))
+            axis.set_xticks([], minor=True)
+    return {"phase.png": draw_diagram(settings, rows, curves), "measures.png": figure}
 
 
-def bounded(values, data):
-    """'estimate [low, high]' of values (1 + DRAWS,), with bounds where they leave the range of data."""
+# the claims of phase
+
+
+def bounded(draws, tried):
+    """'estimate [low, high]' of draws (1 + DRAWS,), with bounds where they leave the range tried."""
     def text(value):
-        return f"> {data[-1]}" if value > data[-1] else f"< {data[0]}" if value < data[0] else f"{value:.0f}"
-    return "{} [{}, {}]".format(*map(text, (values[0], *np.percentile(values[1:], [2.5, 97.5]))))
+        return "-" if np.isnan(value) else f"> {tried[-1]}" if value > tried[-1] else f"< {tried[0]}" if value < tried[0] else f"{value:.0f}"
+    return "{} [{}, {}]".format(*map(text, (draws[0], *np.nanpercentile(draws[1:], [2.5, 97.5]))))
 
 
-def judge_phase(settings, rows, curves):
-    """The paper's claims on figures 1, 3 and 4, the test of its framework, and the true ungrokking of Varma et al."""
-    hidden, data, critical, capacity = measure(settings, rows, curves)
-    plane = [line for line in rows if line["experiment"] == "plane"]
-    fall = critical[0.5][:, -1] - critical[0.5][:, 0]
-    claims = [claim(f"fig 3: critical size at d = {h}", "-", f"{bounded(critical[0.5][:, i], data)}; accuracy 0.9: {bounded(critical[0.9][:, i], data)}", None)
-              for i, h in enumerate(hidden)]
-    claims.append(claim("fig 3: the critical size falls with size", "falls", f"by {-fall[0]:.0f} from d = {hidden[0]} to {hidden[-1]}",
-                        np.percentile(fall[1:], 97.5) < 0 if critical[0.5][0, -1] < data[-1] else None))
-    earlier = measure(settings, rows, curves, 0.5)
-    moved = critical[0.5] - earlier[2][0.5]
-    claims.append(claim("critical size at the last step less that at half of them", "- (moves)", ", ".join(f"d = {h}: {moved[0, i]:+.0f}" for i, h in enumerate(hidden)), None))
+def judge_curves(settings, rows, curves):
+    """Claims on the critical size (figure 3) and on the memorization capacity (figure 4)."""
+    hidden, data, critical, capacity = both_curves(settings, rows, curves)
+    _, _, critical_before, capacity_before = both_curves(settings, rows, curves, 0.5)
+    claims = [claim(f"fig 3: critical size at d = {h} (where accuracy is 0.5; 0.9)", "-", f"{bounded(half, data)}; {bounded(near, data)}", None)
+              for h, half, near in zip(hidden, critical[0.5].T, critical[0.9].T)]
+    fall, moved = critical[0.5][:, 0] - critical[0.5][:, -1], critical[0.5][0] - critical_before[0.5][0]
+    claims.append(claim("fig 3: the critical size falls with size", "falls", f"by {fall[0]:.0f} from d = {hidden[0]} to {hidden[-1]}",
+                        np.percentile(fall[1:], 2.5) > 0 if critical[0.5][0, -1] < data[-1] else None))
+    claims.append(claim("critical size: change over the second half of the steps", "-", ", ".join(f"{m:+.0f} (d = {h})" for h, m in zip(hidden, moved)), None))
     below = capacity[0] < 0.99 * settings.p**2
-    rising = np.diff(capacity[0])[below[:-1]]
-    claims.append(claim("fig 4: memorization capacity rises with size", "rises", ", ".join(f"d = {h}: {c:.0f}" for h, c in zip(hidden, capacity[0])), (rising > 0).all()))
-    grown = capacity[0] / earlier[3][0].clip(1) - 1
-    claims.append(claim("capacity: change over the second half of the steps", "converged (2%)", f"{grown[abs(grown).argmax()]:+.1%} at most (d = {hidden[abs(grown).argmax()]})",
-                        (abs(grown) < 0.02).all()))
+    claims.append(claim("fig 4: memorization capacity rises with size", "rises", ", ".join(f"{c:.0f} (d = {h})" for h, c in zip(hidden, capacity[0])),
+                        (np.diff(capacity[0])[below[:-1]] > 0).all()))
     for h in hidden[below]:
         lines = [line for line in rows if line["experiment"] == "capacity" and line["hidden"] == h]
-        bits = np.array([capacity_bits(settings.p, line["train_loss"]) for line in lines])
-        claims.append(claim(f"capacity at d = {h}, bits", "2 to 3.6 a parameter", f"{bits.mean():.0f}, {bits.mean() / lines[0]['params']:.2f} a parameter", None))
-    size, where = crossing(hidden, critical[0.5], capacity)
-    above = capacity[0] > critical[0.5][0]
-    network = Run("addition", settings.p, 1, 1, 0, 1, 1, 1)
-    claims.append(claim("fig 1: the two curves cross once", "once", f"at d = {bounded(size, hidden)}, {parameters(replace(network, hidden=size[0])):,.0f} parameters, D = {bounded(where, data)}"
-                        if np.isfinite(size[0]) else "not in this range of sizes", np.abs(np.diff(above)).sum() == 1 and above[-1]))
-    cells, pairs = by_cell(plane), {}
-    for text, memory in (("", capacity), (" (mirrored pairs counted once)", mirrored_once(capacity, settings.p))):
-        pairs = [(zone(d, critical[FLOOR][0, i], critical[0.9][0, i], memory[0, i]), observed(cells["addition", h, d])) for i, h in enumerate(hidden) for d in data]
-        share = np.mean([predicted == seen for predicted, seen in pairs])
-        claims.append(claim(f"fig 1: observed dynamic is the zone's in 3 of 4 cells{text}", "all", f"{share:.0%} of {len(pairs)} cells", share >= 0.75))
+        bits = np.mean([capacity_bits(settings.p, line["train_loss"]) for line in lines])
+        claims.append(claim(f"capacity at d = {h}: bits a parameter", "- (elsewhere 2 to 3.6)", f"{bits / lines[0]['params']:.2f} ({bits:.0f} bits)", None))
+    grown = capacity[0] / capacity_before[0].clip(1) - 1
+    claims.append(claim("capacity: change over the second half of the steps", "- (converged: 2%)", f"{grown[abs(grown).argmax()]:+.1%} at most (d = {hidden[abs(grown).argmax()]})",
+                        (abs(grown) < 0.02).all()))
+    return claims
+
+
+def judge_diagram(settings, rows, curves):
+    """Claims on figure 1: that the curves cross once, that the zones hold what the paper says, and where double descent shows."""
+    hidden, data, critical, capacity = both_curves(settings, rows, curves)
+    (size, where), above, cells = crossing(hidden, critical[0.5], capacity), capacity[0] > critical[0.5][0], plane(rows)
+    text = "not in this range"
+    if np.isfinite(size[0]):
+        network = Run("addition", settings.p, size[0], 1, 0, 1, 1, 1)
+        text = f"d = {bounded(size, hidden)}, {parameters(network):,.0f} parameters, D = {bounded(where, data)}"
+    claims = [claim("fig 1: the two curves cross once", "once", text, np.abs(np.diff(above)).sum() == 1 and above[-1])]
+    for which, memory in (("", capacity), (", mirrored pairs counted once", mirrored_once(capacity, settings.p))):
+        pairs = [(zone(d, critical[FLOOR][0, i], critical[0.9][0, i], memory[0, i]), observed(cells[h, d])) for i, h in enumerate(hidden) for d in data]
+        agree = np.mean([predicted == seen for predicted, seen in pairs])
+        claims.append(claim(f"fig 1: the zones tell the dynamic in 3 of 4 cells{which}", "in all", f"in {agree:.0%} of {len(pairs)}", agree >= 0.75))
         for kind in DYNAMICS:
             seen = Counter(seen for predicted, seen in pairs if predicted == kind)
-            claims.append(claim(f"  zone {kind}{text}", kind, ", ".join(f"{name} {count}" for name, count in seen.most_common()) or "no cell", None))
-    low, high = np.nanpercentile(where[1:], [2.5, 97.5]) if np.isfinite(where).any() else (np.nan, np.nan)
-    verdicts = {d: dip_interval(size_curve(plane, "addition", d)[1])[4] for d in data}
-    wrong = [d for d, verdict in verdicts.items() if verdict == ("no dip" if critical[0.5][0, -1] < d < low else "dip" if d > high else "")]
-    right = [d for d, verdict in verdicts.items() if verdict == ("dip" if critical[0.5][0, -1] < d < low else "no dip" if d > high else "")]
-    claims.append(claim(f"double descent for D from {bounded(critical[0.5][:, -1], data).split()[0]} to the crossing's {where[0]:.0f}, none above", "yes",
-                        ", ".join(f"D = {d}: {verdict}" for d, verdict in verdicts.items()), None if not right and not wrong else not wrong))
-    at = list(hidden).index(settings.ungrok_hidden) if settings.ungrok_hidden in hidden else None
+            claims.append(claim(f"    in the zone of {kind}{which}", kind, ", ".join(f"{name} {count}" for name, count in seen.most_common()) or "no cell", None))
+    low, high = np.nanpercentile(where[1:], [2.5, 97.5]) if np.isfinite(size[0]) else (np.nan, np.nan)
+    verdicts = {d: dip_interval(size_curve([line for lines in cells.values() for line in lines], "addition", d)[1])[4] for d in data}
+    expected = {d: "dip" if critical[0.5][0, -1] < d < low else "no dip" if d > high else None for d in data}
+    decided = [verdicts[d] == expected[d] for d in data if expected[d] and verdicts[d] != "undecided"]
+    claims.append(claim(f"double descent below the crossing (D = {where[0]:.0f}) and not above", ", ".join(f"{d}: {e}" for d, e in expected.items() if e) or "-",
+                        ", ".join(f"{d}: {verdict}" for d, verdict in verdicts.items()), all(decided) if decided else None))
+    return claims
+
+
+def judge_ungrokking(settings, rows, curves):
+    """Claims of Varma et al. 2023: a grokked run forgets on fewer examples than the critical size, and not on more."""
+    hidden, data, critical, _ = both_curves(settings, rows, curves)
+    known = critical[0.5][0, list(hidden).index(settings.ungrok_hidden)] if settings.ungrok_hidden in hidden else np.nan
+    claims = []
     for less in sorted(settings.ungrok_data):
         before, after = (values_at(rows, curves, "ungrokking", "val_acc_unmirrored", share, data=less) for share in (0.5, 1))
         mean, low, high = interval(after)
-        known = None if at is None else critical[0.5][0, at]
-        expected = "-" if known is None else "forgets" if less < known else "keeps"
-        claims.append(claim(f"grokked on D = {max(data)}, then D = {less} (critical size {'not measured' if known is None else round(known)})", f"{expected} (Varma et al.)",
-                            f"validation {before.mean():.2f} -> {mean:.2f} [{low:.2f}, {high:.2f}]",
-                            None if known is None or np.isnan(low) or before.mean() < 0.9 else high < 0.5 if less < known else low > 0.5))
+        unclear = np.isnan(known) or np.isnan(low) or before.mean() < 0.9
+        claims.append(claim(f"grokked on D = {max(data)}, then D = {less} (critical size {known:.0f})", "forgets" if less < known else "keeps",
+                            f"validation {before.mean():.2f}, then {mean:.2f} [{low:.2f}, {high:.2f}]", None if unclear else high < 0.5 if less < known else low > 0.5))
     return claims
+
+
+def judge_phase(settings, rows, curves):
+    """The paper's claims on figures 1, 3 and 4, the test of its framework, and the true ungrokking."""
+    return [each for judgement in (judge_curves, judge_diagram, judge_ungrokking) for each in judgement(settings, rows, curves)]
 
 
 def main():
