@@ -37,8 +37,10 @@ class Ladder(Settings):
 
 
 PRESETS = {
-    "quick": Ladder(p=37, seeds=3, steps=2000, lr=1.5e-2, weight_decay=1.0, layers=(1, 1, 1, 1), hidden=(8, 16, 32, 64), data=900, memorize=(550,)),
-    "small": Ladder(p=59, seeds=3, steps=3000, lr=1e-2, weight_decay=1.0, layers=(1,) * 7, hidden=(8, 16, 24, 32, 48, 64, 128), data=2000, memorize=(1100, 800)),
+    "quick": Ladder(p=37, seeds=3, steps=2000, lr=1.5e-2, weight_decay=1.0, layers=(1, 1, 1, 1), hidden=(8, 16, 32, 64),
+                    data=900, memorize=(550,)),
+    "small": Ladder(p=59, seeds=3, steps=3000, lr=1e-2, weight_decay=1.0, layers=(1,) * 7, hidden=(8, 16, 24, 32, 48, 64, 128),
+                    data=2000, memorize=(1100, 800)),
     # parameters: 2.7k, 6.9k, 20k, 64k, 227k, 426k, 1.6M, 3.2M, 13M, 25M, 101M
     "paper": Ladder(p=113, seeds=3, steps=10000, lr=5e-3, weight_decay=1.0, layers=(1, 1, 1, 1, 1, 2, 2, 4, 4, 8, 8),
                     hidden=(8, 16, 32, 64, 128, 128, 256, 256, 512, 512, 1024), data=3000, memorize=(3000, 4000, 5000, 6000)),
@@ -60,6 +62,17 @@ def series(settings):
 
 
 # the threshold
+
+
+def name(memorize, split):
+    """What a series is called."""
+    return f"+ {memorize} to memorize" + (", split layer" if split else "") if memorize else "addition alone"
+
+
+def ladder(rows):
+    """What each model size is called, {number of parameters: layers x hidden size}, ascending."""
+    found = {line["params"]: f"{line['layers']}×{line['hidden']}" for line in rows}
+    return dict(sorted(found.items()))
 
 
 def sizes(rows, memorize, split):
@@ -89,62 +102,95 @@ def threshold(rows, level, memorize, split):
 # the figure
 
 
-def color(settings, memorize, split):
-    """Addition alone black, each amount of memorization its shade of blue, the split layer orange."""
-    shades = ("#0072B2", "#2E93C9", "#56B4E9", "#9AD0F0")
-    return "#D55E00" if split else "#000000" if not memorize else shades[settings.memorize.index(memorize) % len(shades)]
-
-
 def draw(settings, rows, curves):
     """Figures 8 and 10, with the loss on the answer and the circuit's share beneath."""
     figure = Figure(figsize=(9, 9), layout="constrained")
-    axes = figure.subplots(3, 1, sharex=True, height_ratios=(5, 2, 2))
+    axes = accuracy, loss, share = figure.subplots(3, 1, sharex=True, height_ratios=(5, 2, 2))
+    blues = dict(zip(settings.memorize, ("#0072B2", "#56B4E9", "#004C78", "#9AD0F0")))
     for memorize, split in series(settings):
-        label = "addition alone" if not memorize else f"+ {memorize} to memorize" + (", split layer" if split else "")
-        shade, found = color(settings, memorize, split), sizes(rows, memorize, split)
-        axes[0].plot(list(found), [best(lines) for lines in found.values()], "-o", ms=6, color=shade, label=label)
+        color = "#D55E00" if split else blues.get(memorize, "#000000")
+        found = sizes(rows, memorize, split)
+        accuracy.plot(list(found), [best(lines) for lines in found.values()], "-o", ms=6, color=color, label=name(memorize, split))
         for params, lines in found.items():
             for line in lines:
-                axes[0].scatter(params, line["best_val_acc_unmirrored"], s=14, edgecolors=shade, alpha=0.6,
-                                facecolors="none" if ability(line) is None else shade)
-        for axis, measure in ((axes[1], "val_loss"), (axes[2], "circuit_share")):
+                accuracy.plot(params, np.array(line["best_val_acc_unmirrored"], float), "o", ms=4, alpha=0.6, mec=color,
+                              mfc="none" if ability(line) is None else color)
+        for axis, measure in ((loss, "val_loss"), (share, "circuit_share")):
             mean, low, high = np.array([interval([line[measure] for line in lines]) for lines in found.values()]).T
-            axis.plot(list(found), mean, "-o", ms=4, color=shade)
-            axis.fill_between(list(found), low, high, color=shade, alpha=0.15, lw=0)
+            axis.plot(list(found), mean, "-o", ms=4, color=color)
+            axis.fill_between(list(found), low, high, color=color, alpha=0.15, lw=0)
     alone, mixed = (threshold(rows, 0.5, *which) for which in series(settings)[:2])
     if alone and mixed:
-        axes[0].annotate("", (mixed, 0.5), (alone, 0.5), arrowprops={"arrowstyle": "<->"})
-        axes[0].annotate(f"× {mixed / alone:.3g} parameters", ((alone * mixed) ** 0.5, 0.5), (0, 6), textcoords="offset points", ha="center",
-                         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1})
-    for axis, label in zip(axes, ("best validation accuracy on addition\nwhile the memorization is known\n(line: best seed; hollow: a seed never knows it)", "loss on the answer,\nvalidation",
-                                  "generalizing circuit's\nshare of the logits")):
-        axis.set_ylabel(label)
-        axis.grid(alpha=0.25)
-    axes[0].set_xscale("log")
-    axes[0].set_ylim(-0.03, 1.03)
-    axes[0].legend(loc="best", fontsize=9)
-    axes[1].axhline(np.log(settings.p), color="#999999", lw=0.8, ls="--")
-    axes[1].annotate("guessing, ln p", (0.01, np.log(settings.p)), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="#666666")
-    axes[2].set_xlabel("parameters")
-    axes[2].xaxis.set_minor_formatter("")
-    ladder = {line["params"]: f"{line['layers']}×{line['hidden']}" for line in rows}
-    top = axes[0].secondary_xaxis("top")
-    top.set_xticks(list(ladder), labels=list(ladder.values()), fontsize=8)
+        accuracy.annotate("", (mixed, 0.5), (alone, 0.5), arrowprops={"arrowstyle": "<->"})
+        accuracy.annotate(f"× {mixed / alone:.3g} parameters", ((alone * mixed) ** 0.5, 0.5), (0, 6), textcoords="offset points", ha="center",
+                          bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1})
+    accuracy.set(xscale="log", ylim=(-0.03, 1.03), ylabel="best validation accuracy on addition\nwhile the memorization is known\n"
+                 "(line: best seed; hollow: a seed that never knows it)")
+    accuracy.legend(fontsize=9)
+    loss.axhline(np.log(settings.p), color="#999999", lw=0.8, ls="--")
+    loss.annotate("guessing, ln p", (0.01, np.log(settings.p)), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="#666666")
+    loss.set_ylabel("loss on the answer,\nvalidation")
+    share.set(xlabel="parameters", ylabel="generalizing circuit's\nshare of the logits")
+    share.xaxis.set_minor_formatter("")
+    top = accuracy.secondary_xaxis("top")
+    top.set_xticks(list(ladder(rows)), labels=list(ladder(rows).values()), fontsize=8)
     top.set_xticks([], minor=True)
     top.set_xlabel("layers × hidden size", fontsize=9)
-    figure.suptitle(f"{finding(settings, rows)}\np = {settings.p}, {settings.data} additions, {settings.seeds} seeds, {settings.steps} steps")
+    for axis in axes:
+        axis.grid(alpha=0.25)
+    finding = ("Beside memorization, addition is learned only by a far larger model" if alone and mixed and mixed > alone else
+               "Beside memorization, addition is not learned at any size tried" if alone and not mixed else
+               "Memorization beside it does not hold addition back here")
+    figure.suptitle(f"{finding}\np = {settings.p}, {settings.data} additions, {settings.seeds} seeds, {settings.steps} steps")
     return {"emergence.png": figure}
 
 
-def finding(settings, rows):
-    """The figure's title: what the thresholds of addition alone and beside memorization say."""
-    alone, mixed = (threshold(rows, 0.5, *which) for which in series(settings)[:2])
-    if alone and mixed and mixed > alone:
-        return "Beside memorization, addition is learned only by a far larger model"
-    return "Beside memorization, addition is not learned at any size tried" if alone and not mixed else "Memorization beside it does not hold addition back here"
-
-
 # claims
+
+
+def judge_suppression(settings, rows):
+    """Figure 8: sizes at which addition alone is learned and beside memorization is not, and larger ones at which it is."""
+    label, alone, mixed = ladder(rows), sizes(rows, 0, False), sizes(rows, settings.memorize[0], False)
+    held = [params for params, lines in mixed.items() if best(alone[params]) >= 0.9 and best(lines) < 0.5]
+    later = [params for params, lines in mixed.items() if params > max(held, default=np.inf) and best(lines) >= 0.9]
+    seen = ", ".join(f"{best(mixed[params]):.2f} at {label[params]} (alone {best(alone[params]):.2f})" for params in held)
+    return [claim(f"fig 8: + {settings.memorize[0]} to memorize, known: addition is not", f"near 0 (below {FLOOR})", seen or "at no size",
+                  any(best(mixed[params]) < FLOOR for params in held) if threshold(rows, 0.9, 0, False) else None),
+            claim("fig 8: larger models generalize again (0.9)", "yes", f"{best(mixed[later[0]]):.2f} at {label[later[0]]}" if later else
+                  f"not up to the largest size, by step {settings.steps}", True if later else None)]
+
+
+def judge_thresholds(settings, rows):
+    """The smallest size at which each series reaches an accuracy, in parameters, and its ratio to addition alone."""
+    label, claims = ladder(rows), []
+    for level in (0.5, 0.9):
+        alone = threshold(rows, level, 0, False)
+        for which in series(settings):
+            size = threshold(rows, level, *which)
+            times = size / alone if size and alone else None
+            stated = which == (settings.memorize[0], False) and settings.p == 113      # the paper's 1570, to a factor of three
+            measured = f"{label[size]}, {size:,} parameters" if size else f"not up to the largest size, by step {settings.steps}"
+            claims.append(claim(f"smallest size with accuracy {level}: {name(*which)}", "about 1570 times alone" if stated else "-",
+                                measured + (f", {times:.3g} times alone" if times and which[0] else ""), 523 < times < 4710 if stated and times else None))
+    return claims
+
+
+def judge_comparisons(settings, rows):
+    """That the amount of memorization matters little (figure 8), and that a split layer helps (figure 10)."""
+    label, claims = ladder(rows), []
+    order = list(label)
+    for level in (0.5, 0.9):
+        found = {amount: threshold(rows, level, amount, False) for amount in settings.memorize}
+        if len(found) > 1:
+            rank = [order.index(size) for size in found.values() if size]
+            claims.append(claim(f"fig 8: the amount to memorize matters little for accuracy {level}", "within one size",
+                                ", ".join(f"+ {amount}: {label.get(size, 'not reached')}" for amount, size in found.items()),
+                                max(rank) - min(rank) <= 1 if len(rank) == len(found) else None))
+        whole, split = found[settings.memorize[0]], threshold(rows, level, settings.memorize[0], True)
+        claims.append(claim(f"fig 10: with a split layer, accuracy {level} is reached at a smaller size", "far smaller",
+                            f"{label.get(split, 'not reached')} against {label.get(whole, 'not reached')}",
+                            bool(split) and (not whole or split < whole) if split or whole else None))
+    return claims
 
 
 def abruptness(values):
@@ -152,46 +198,20 @@ def abruptness(values):
     return np.abs(np.diff(values)).max() / np.ptp(values) if np.ptp(values) else np.nan
 
 
+def judge_metric(settings, rows):
+    """Whether loss and circuit change more gradually with size than accuracy does (Schaeffer et al. 2023), where memorization is known."""
+    known = [lines for lines in sizes(rows, settings.memorize[0], False).values() if not np.isnan(best(lines))]
+    if len(known) < 3:
+        return []
+    steps = {"accuracy": abruptness([best(lines) for lines in known])}
+    steps |= {measure: abruptness([interval([line[measure] for line in lines])[0] for lines in known]) for measure in ("circuit_share", "val_loss")}
+    return [claim("largest change between two sizes, as a share of the whole change", "- (Schaeffer: smooth beneath)",
+                  ", ".join(f"{measure} {value:.0%}" for measure, value in steps.items()), max(steps["circuit_share"], steps["val_loss"]) < steps["accuracy"])]
+
+
 def judge(settings, rows, curves):
     """The paper's claims on emergence, and one on the metric."""
-    base, amounts, by_step = settings.memorize[0], settings.memorize, f"not up to the largest size, by step {settings.steps}"
-    alone, mixed = sizes(rows, 0, False), sizes(rows, base, False)
-    label = {line["params"]: f"{line['layers']}x{line['hidden']}" for line in rows}
-
-    reached = {(level, *which): threshold(rows, level, *which) for level in (0.5, 0.9) for which in series(settings)}
-    held = [params for params, lines in mixed.items() if best(alone[params]) >= 0.9 and best(lines) < 0.5]
-    floor = [params for params in held if best(mixed[params]) < FLOOR]
-    text = [f"{label[params]}: {best(mixed[params]):.2f} (alone {best(alone[params]):.2f})" for params in held]
-    claims = [claim(f"fig 8: + {base} to memorize, both sets learned, addition not", f"near 0 (below {FLOOR})", ", ".join(text) or "at no size",
-                    bool(floor) if reached[0.9, 0, False] else None)]
-    later = [params for params, lines in mixed.items() if held and params > max(held) and best(lines) >= 0.9]
-    claims.append(claim("fig 8: larger models generalize again (0.9)", "yes", f"{label[later[0]]}: {best(mixed[later[0]]):.2f}" if later else by_step,
-                        True if later else None))
-    for level in (0.5, 0.9):
-        for which in series(settings):
-            name = "addition alone" if not which[0] else f"+ {which[0]} to memorize" + (", split" if which[1] else "")
-            size, first = reached[level, *which], reached[level, 0, False]
-            measured = f"{label[size]}, {size:,} parameters" + (f", {size / first:.3g} times alone" if first and which[0] else "") if size else by_step
-            mixture = which == (base, False)
-            claims.append(claim(f"smallest size with accuracy {level}: {name}", "about 1570 times alone" if mixture else "-", measured,
-                                500 < size / first < 5000 if mixture and size and first else None))
-    if len(amounts) > 1:
-        found = [reached[0.5, amount, False] for amount in amounts]
-        order = sorted(label)
-        claims.append(claim("fig 8: the amount of memorization matters little", "within one size", ", ".join(f"+ {amount}: {label.get(size, 'not reached')}" for amount, size in zip(amounts, found)),
-                            None if None in found else max(map(order.index, found)) - min(map(order.index, found)) <= 1))
-    for level in (0.5, 0.9):
-        split, whole = reached[level, base, True], reached[level, base, False]
-        claims.append(claim(f"fig 10: split, accuracy {level} is reached at a smaller size", "far smaller",
-                            f"{label.get(split, 'not reached')} against {label.get(whole, 'not reached')}",
-                            None if not split and not whole else bool(split) and (not whole or split < whole)))
-    known = [lines for lines in mixed.values() if not np.isnan(best(lines))]
-    if len(known) > 2:
-        steps = {"accuracy": abruptness([best(lines) for lines in known])}
-        steps |= {name: abruptness([np.nanmean([line[name] for line in lines]) for lines in known]) for name in ("circuit_share", "val_loss")}
-        claims.append(claim("is it the metric? largest step between two sizes, of the whole change", "- (Schaeffer et al.: smooth beneath)",
-                            ", ".join(f"{name} {value:.0%}" for name, value in steps.items()), steps["circuit_share"] < steps["accuracy"] and steps["val_loss"] < steps["accuracy"]))
-    return claims
+    return [each for judgement in (judge_suppression, judge_thresholds, judge_comparisons, judge_metric) for each in judgement(settings, rows)]
 
 
 def main():

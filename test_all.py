@@ -1,4 +1,5 @@
 """Oracles for the suite: python -m pytest test_all.py, within three minutes on two cores."""
+import ast
 import contextlib
 import gc
 import io
@@ -421,8 +422,8 @@ def made_up_ladder(mixed, split):
     ((1, 1, 1), (1, 1, 1), (False, None, False)), ((0.3, 0.95, 0.95), (0.1, 0.1, 0.95), (False, True, False))])
 def test_emergence_can_come_out_either_way(mixed, split, verdicts):
     claims = {c["claim"]: c for c in emergence.judge(*made_up_ladder(mixed, split), {})}
-    names = ("fig 8: + 20 to memorize, both sets learned, addition not", "fig 8: larger models generalize again (0.9)",
-             "fig 10: split, accuracy 0.9 is reached at a smaller size")
+    names = ("fig 8: + 20 to memorize, known: addition is not", "fig 8: larger models generalize again (0.9)",
+             "fig 10: with a split layer, accuracy 0.9 is reached at a smaller size")
     assert tuple(claims[name]["holds"] for name in names) == verdicts
     settings, rows = made_up_ladder((0.02, 0.02, 0.95), (1, 1, 1))
     assert emergence.threshold(rows, 0.9, 20, False) == common.parameters(emergence.grid(settings)[6]) and emergence.threshold(rows, 0.9, 0, False) < emergence.threshold(rows, 0.9, 20, False)
@@ -664,6 +665,36 @@ def test_script_metadata_equals_requirements():
         assert listed == [line for line in wanted if not line.startswith("pytest")] and 'requires-python = ">=3.10"' in block
 
 
+REFERENCES = ["grok-paper", "grok-phase-small", "double_descent-small", "emergence-small"]
+
+
+def results_table():
+    """The README's table of claims, from the summary.json files in figures/; python test_all.py writes it there."""
+    lines = ["| claim | paper | measured | holds |", "| --- | --- | --- | --- |"]
+    for folder in REFERENCES:
+        summary = json.loads((HERE / "figures" / folder / "summary.json").read_text())
+        made, command = summary["configuration"], re.sub(r" --(threads|out) \S+", "", summary["command"])
+        lines.append(f"| **`python {command}`** (p = {made['p']}, {made['seeds']} seeds, {made['steps']:,} steps, {summary['device']}, torch {summary['torch']}) | | | |")
+        lines += [f"| {c['claim']} | {c['paper']} | {c['measured']} | {'yes' if c['holds'] else '**no**' if c['holds'] is False else 'undecided'} |"
+                  for c in summary["claims"] if c["holds"] is not None or not c["paper"].startswith("-")]
+    return "\n".join(lines) + "\n"
+
+
+def test_readme_tells_what_the_reference_results_say():
+    assert results_table() in (HERE / "README.md").read_text()
+
+
+@pytest.mark.parametrize("script", SCRIPTS[1:])
+def test_names_of_a_script_stand_in_common_or_are_its_own(script):
+    """Pasted behind common.py without its import lines, a script misses no name and overwrites none."""
+    body = ast.parse((HERE / script).read_text()).body
+    imported = {alias.asname or alias.name for node in body if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}
+    defined = {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    defined |= {target.id for node in body if isinstance(node, ast.Assign) for target in node.targets if isinstance(target, ast.Name)}
+    assert imported <= set(vars(common)) and not defined & set(vars(common))
+    assert all(node.lineno == node.end_lineno for node in body if isinstance(node, (ast.Import, ast.ImportFrom)))
+
+
 def test_pasted_into_one_notebook(tmp_path, monkeypatch):
     def imports(line):
         return re.match(r"(from \S+ )?import ", line)
@@ -688,3 +719,8 @@ def test_benchmark_prints_json_last():
     done = command("--device", "cpu", "--threads", 1, "--p", 13, "--hidden", 8, "--data", 60, script="common.py")
     assert done.returncode == 0, done.stderr
     assert {"ms_per_run_step", "one_at_a_time_ms", "ratio", "matmul_share"} <= set(json.loads(done.stdout.splitlines()[-1]))
+
+
+if __name__ == "__main__":
+    readme = HERE / "README.md"
+    readme.write_text(re.sub(r"\| claim \| paper \| measured \| holds \|\n(\|.*\n)+", lambda _: results_table(), readme.read_text(), count=1))
