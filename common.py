@@ -375,7 +375,7 @@ def evaluate(model, data):
                 "val_loss": mean_over(loss, data.val), "norm": model.norm()}
     if data.run.memorize:
         guess = model(data.inputs).argmax(-1)[:, data.run.data:]
-        measures["memorize_acc"] = (guess == data.labels[:, data.run.data:]).float().mean(1)
+        measures["memorize_acc"] = (guess == data.labels[:, data.run.data:]).float().mean(1).where(loss.isfinite().all(1), math.nan)
     if data.run.task != "random":
         measures |= circuits(logits, data)
         measures["fourier_top5"] = fourier_concentration(model.embed, data.run.p)
@@ -434,7 +434,8 @@ def train(runs, device, compiled=False, checkpoint=None, tick=lambda step, measu
     if on_gpu:
         torch.cuda.set_device(device)       # each thread has its own current device
     run, model = runs[0], Transformer(runs).to(device)
-    torch.set_float32_matmul_precision("high" if run.precision == "tf32" else "highest")
+    precision = "high" if run.precision == "tf32" else "highest"
+    torch.set_float32_matmul_precision(precision)
     optimizer = torch.optim.AdamW(model.parameters(), lr=run.lr, betas=(0.9, 0.98), eps=run.eps,
                                   weight_decay=run.weight_decay, fused=True, capturable=on_gpu)
     start, history, saved, due = 0, defaultdict(list), time.monotonic(), set(evaluation_steps(run.steps))
@@ -456,11 +457,13 @@ def train(runs, device, compiled=False, checkpoint=None, tick=lambda step, measu
                 step = capture(step, optimizer)
             step()
         if now in due and not (state and now == start):
+            torch.set_float32_matmul_precision("highest")
             measures = {"step": torch.full((len(runs),), float(now))}
             measures |= {name: value.cpu() for name, value in evaluate(model, data).items()}
             for name, value in measures.items():
                 history[name].append(value)
             tick(now, measures)
+            torch.set_float32_matmul_precision(precision)
         if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
             save_tensors(checkpoint, {"step": now, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                                       "history": dict(history)})
@@ -512,9 +515,9 @@ def cost(population):
 
 
 def expected_seconds(populations, options):
-    """How long they take to train: three times their cost at the speed of a matrix product here.
+    """How long they take to train: three times their cost at the speed of a float32 matrix product here.
 
-    Within a factor of two on a CPU; on a GPU, where small models wait for the launch of kernels, at least that.
+    Within a factor of two on a CPU; on a GPU, where small models wait for kernels to start, longer.
     """
     x, weight = torch.randn(2048, 512, device=options.device), torch.randn(512, 512, device=options.device)
     seconds = seconds_per_call({"product": lambda: x @ weight}, options.device, 5)["product"]
@@ -573,7 +576,7 @@ def sweep(runs, options):
     mine = list(filter(None, missing))[rank::world]
     expected = expected_seconds(mine, options)
     if expected > 60:
-        print(f"expect {'about' if options.device == 'cpu' else 'at least'} {timedelta(seconds=round(expected, -1))} of training", file=sys.stderr, flush=True)
+        print(f"expect about {timedelta(seconds=round(expected, -1))} of training", file=sys.stderr, flush=True)
     at, shown, live, stop = {}, 0.0, sys.stderr.isatty(), threading.Event()
 
     def tick(population, step, measures):
@@ -584,9 +587,9 @@ def sweep(runs, options):
         seconds = time.monotonic() - begun
         if seconds - shown < (0.2 if live else 30) or not step:
             return
-        shown, trained = seconds, sum(len(part) for part, share in list(at.values()) if share == 1)
+        shown, finished = seconds, sum(len(part) for part, share in list(at.values()) if share == 1)
         work = sum(cost(part) * share for part, share in list(at.values()))
-        line = (f"{trained}/{sum(map(len, mine))} runs | hidden {population[0].hidden}, D {population[0].data}, step {step}: "
+        line = (f"{finished}/{sum(map(len, mine))} runs | hidden {population[0].hidden}, D {population[0].data}, step {step}: "
                 f"train {measures['train_acc'].mean():.2f}, val {measures['val_acc'].mean():.2f} | {run_steps() / seconds:.0f} run-steps/s, "
                 f"{timedelta(seconds=round(seconds * (sum(map(cost, mine)) / work - 1)))} left")
         print(f"\r\033[K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
@@ -688,6 +691,8 @@ def dip(means):
     depth = max over i of min(max of means[:i], max of means[i+1:]) - means[i], 0 for a curve that only rises or falls.
     """
     means = np.asarray(means)
+    if np.isnan(means).any():
+        return math.nan, None
     depths = [min(means[:i].max(), means[i + 1:].max()) - means[i] for i in range(1, len(means) - 1)]
     best = int(np.argmax(depths)) if depths else 0
     return (float(depths[best]), best + 1) if depths and depths[best] > 0 else (0.0, None)
@@ -696,14 +701,27 @@ def dip(means):
 DIP = 0.2      # a dip is a dip if the 95% interval of its depth lies above this, none if below, else undecided
 
 
-def dip_depths(values, seed=0, draws=2000):
-    """Depths of the dip (draws,) when the seeds of values (sizes, seeds) are drawn anew at each size: the bootstrap.
+def resampled_means(values, seed=0, draws=2000):
+    """Means of values (..., seeds) over the seeds, and then of as many seeds drawn anew in each cell: (1 + draws, ...).
+
+    The bootstrap: what is computed from each of these means alike is first the estimate and then its uncertainty, which
+    is NaN below 3 seeds. NaN values are left out, and a mean of none is NaN.
+    """
+    drawn = np.random.default_rng(seed).integers(values.shape[-1], size=(draws, *values.shape))
+    values = np.concatenate([values[None], np.take_along_axis(np.broadcast_to(values, drawn.shape), drawn, -1)])
+    known = np.isfinite(values)
+    means = np.where(known, values, 0).sum(-1) / np.where(known.any(-1), known.sum(-1), np.nan)
+    means[1:] *= 1 if values.shape[-1] >= 3 else np.nan
+    return means
+
+
+def dip_depths(values, seed=0):
+    """Depths of the dip of values (sizes, seeds), the estimate and its bootstrap, (1 + draws,).
 
     The largest of noisy differences is biased upwards, and so are these; the threshold DIP keeps noise from being
     called a dip.
     """
-    drawn = np.random.default_rng(seed).integers(values.shape[1], size=(draws, *values.shape))
-    return np.array([dip(np.nanmean(np.take_along_axis(values, seeds, 1), 1))[0] for seeds in drawn])
+    return np.array([dip(means)[0] for means in resampled_means(values, seed)])
 
 
 def dip_interval(values):
@@ -711,8 +729,8 @@ def dip_interval(values):
 
     The verdict is 'dip', 'no dip', or 'undecided' where the interval holds DIP or there are fewer than 3 seeds.
     """
-    low, high = np.percentile(dip_depths(values), [2.5, 97.5]) if values.shape[1] >= 3 else (np.nan, np.nan)
-    return *dip(np.nanmean(values, 1)), low, high, "dip" if low > DIP else "no dip" if high < DIP else "undecided"
+    low, high = np.percentile(dip_depths(values)[1:], [2.5, 97.5])
+    return *dip(resampled_means(values)[0]), low, high, "dip" if low > DIP else "no dip" if high < DIP else "undecided"
 
 
 def claim(text, paper, measured, holds):
@@ -868,7 +886,7 @@ def command_line(script, doc, experiments):
                                      description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = fail         # one line, without the usage in front
     machine_options(parser)
-    parser.add_argument("--scale", choices=presets, help="quick: a CPU, a minute; small: P = 59, 11 seeds; paper: the paper's grid"
+    parser.add_argument("--scale", choices=presets, help="quick: a CPU, one or two minutes; small: p = 59; paper: the paper's grid"
                         " (default: paper on cuda, quick otherwise)")
     settings = fields(next(iter(presets.values())))
     for f in settings:
@@ -881,6 +899,8 @@ def command_line(script, doc, experiments):
     parser.add_argument("--plot-only", action="store_true", help="only redraw the figures of saved results")
     parser.add_argument("--compile", action="store_true", help="torch.compile the training step")
     options = parser.parse_args(words)
+    if options.fresh and options.plot_only:
+        fail("--fresh and --plot-only: one or the other")
     set_up(options)
     scale = options.scale or ("paper" if options.device.startswith("cuda") else "quick")
     options.out = options.out or Path("results") / f"{folder}-{scale}"
@@ -918,7 +938,7 @@ def prepare(out, fresh, summary):
     except OSError as error:
         fail(f"--out {out}: can't be written ({error.strerror})")
     if fresh:
-        for old in [*cache.glob("*.pt"), path]:
+        for old in [*cache.glob("*.pt"), path, out / "runs.csv", out / "curves.npz"]:
             old.unlink(missing_ok=True)
     wanted, saved = summary["configuration"], {}
     if path.exists():
@@ -1002,9 +1022,10 @@ def reproduce(script, doc, **experiments):
             figure.savefig(buffer, format="png", dpi=150)
             write(options.out / file, buffer.getvalue())
         if not options.plot_only:
-            if options.runs_trained or "seconds" not in saved:      # else everything was there, and only drawn and judged again
-                saved = {"seconds": round(time.monotonic() - begun, 1), "runs_trained": options.runs_trained, "run_steps_per_second": options.speed}
-            summary |= {name: saved[name] for name in ("seconds", "runs_trained", "run_steps_per_second")} | {"claims": claims}
+            if options.runs_trained or "seconds" not in saved:
+                saved = summary | {"seconds": round(time.monotonic() - begun, 1), "runs_trained": options.runs_trained,
+                                   "run_steps_per_second": options.speed}
+            summary = saved | {"claims": claims}      # where nothing was left to train, what trained it stands
             write(options.out / "summary.json", json.dumps(summary, indent=1) + "\n")
         print_results(rows, claims)
         print(f"\n{time.monotonic() - begun:.0f} s; figures, runs.csv, curves.npz and summary.json are in {options.out}")

@@ -35,7 +35,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from common import COLORS, FLOOR, Run, Settings, by_cell, claim, count_dynamics, dip_interval, fail, first_step, interval, option
-from common import parameters, reproduce, size_curve
+from common import parameters, reproduce, resampled_means, size_curve
 
 DYNAMICS = ("progression", "ungrokking", "semi-grokking", "grokking")
 
@@ -200,11 +200,11 @@ def phase_grid(settings):
         fail("--hidden and --data: at least two values of each are needed for a phase diagram")
     side = range(min(settings.seeds, settings.side_seeds))
     return [*(settings.run("addition", hidden, data, seed, experiment="plane")
-              for hidden in sorted(settings.hidden) for data in sorted(settings.data) for seed in range(settings.seeds)),
+              for hidden in sorted(set(settings.hidden)) for data in sorted(set(settings.data)) for seed in range(settings.seeds)),
             *(settings.run("random", hidden, settings.p**2, seed, experiment="capacity")
-              for hidden in sorted(settings.hidden) for seed in side),
+              for hidden in sorted(set(settings.hidden)) for seed in side),
             *(settings.run("addition", settings.ungrok_hidden, data, seed, experiment="ungrokking", steps=2 * settings.steps, first_data=max(settings.data))
-              for data in settings.ungrok_data for seed in side)]
+              for data in sorted(set(settings.ungrok_data)) for seed in side)]
 
 
 def values_at(rows, curves, experiment, measure, share=1.0, **cell):
@@ -216,31 +216,27 @@ def values_at(rows, curves, experiment, measure, share=1.0, **cell):
 def fit_logistic(data, accuracy):
     """Centre and width of the logistic curve in D nearest to accuracy (..., sizes of D), by least squares over a fine grid.
 
-    No narrower than a quarter of the spacing of D: that fixes the centre where accuracy jumps between two neighbours.
+    No narrower than a fifth of the spacing of D: that fixes the centre where accuracy jumps between two neighbours. NaN
+    where an accuracy is.
     """
     span, spacing = data[-1] - data[0], np.diff(data).min()
-    centre, width = (each.ravel() for each in np.meshgrid(np.linspace(data[0] - span / 2, data[-1] + span / 2, 241), spacing * np.geomspace(0.25, 8, 16)))
+    centre, width = (each.ravel() for each in np.meshgrid(np.linspace(data[0] - span / 2, data[-1] + span / 2, 241), spacing * np.geomspace(0.2, 8, 16)))
     fits = 1 / (1 + np.exp((centre[:, None] - data) / width[:, None]))                        # (fits, sizes of D)
     best = ((fits**2).sum(1) - 2 * accuracy @ fits.T).argmin(-1)                              # squared error less a constant
-    return centre[best], width[best]
+    unknown = np.where(np.isnan(accuracy).any(-1), np.nan, 0)
+    return centre[best] + unknown, width[best] + unknown
 
 
-DRAWS = 1000      # bootstrap draws over seeds; every estimate is an array (1 + DRAWS,), the estimate itself first
+LEVELS = (FLOOR, 0.5, 0.9)      # a critical size is where the fit to the mean validation accuracy crosses a level
 
 
-def resampled_means(values, seed=0):
-    """Means over seeds of values (..., seeds), and of as many seeds drawn anew at each cell: (1 + DRAWS, ...)."""
-    drawn = np.random.default_rng(seed).integers(values.shape[-1], size=(DRAWS, *values.shape))
-    return np.concatenate([np.nanmean(values, -1)[None], np.nanmean(np.take_along_axis(np.broadcast_to(values, drawn.shape), drawn, -1), -1)])
-
-
-def critical_size(data, values, level=0.5):
-    """D_crit (figure 3): the D at which the fit to the mean validation accuracy, values (D, seeds), crosses level, (1 + DRAWS,).
+def critical_sizes(data, values, seed=0):
+    """D_crit (figure 3) at each of LEVELS, of validation accuracies (sizes of D, seeds): (levels, 1 + draws) as resampled_means.
 
     It may lie up to half the range outside of data: then it is no more than a bound.
     """
-    centre, width = fit_logistic(np.asarray(data), resampled_means(values))
-    return centre + width * np.log(level / (1 - level))
+    centre, width = fit_logistic(np.asarray(data), resampled_means(values, seed, draws=1000))
+    return centre + width * np.log(np.divide(LEVELS, np.subtract(1, LEVELS)))[:, None]
 
 
 def capacity_bits(p, loss):
@@ -276,17 +272,29 @@ def plane(rows):
     return by_cell([line for line in rows if line["experiment"] == "plane"], "hidden", "data")
 
 
-def accuracy(rows, curves, hidden, data, share=1.0):
-    """Validation accuracy of a hidden size at each D, (sizes of D, seeds)."""
-    return np.array([values_at(rows, curves, "plane", "val_acc_unmirrored", share, hidden=hidden, data=d) for d in data])
+@dataclass
+class Measured:
+    """What the diagram is made of, at one step: the estimates in front, then their bootstrap draws."""
+    hidden: np.ndarray          # (sizes,)
+    data: np.ndarray            # (sizes of D,)
+    accuracy: np.ndarray        # validation accuracy, (sizes, 1 + draws, sizes of D)
+    critical: dict              # {level: critical size (1 + draws, sizes)}
+    capacity: np.ndarray        # memorization capacity in examples, accuracy on random labels times p*p (1 + draws, sizes)
 
 
-def both_curves(settings, rows, curves, share=1.0):
-    """At a share of the steps: hidden sizes, D, {level: critical size (1 + DRAWS, sizes)}, and the capacity (1 + DRAWS, sizes)."""
-    hidden, data = np.array(sorted(settings.hidden)), np.array(sorted(settings.data))
-    critical = {level: np.stack([critical_size(data, accuracy(rows, curves, h, data, share), level) for h in hidden], 1) for level in (FLOOR, 0.5, 0.9)}
-    capacity = [resampled_means(values_at(rows, curves, "capacity", "train_acc", share, hidden=h)) for h in hidden]
-    return hidden, data, critical, np.stack(capacity, 1) * settings.p**2
+def measured(settings, rows, curves, share=1.0):
+    """Both curves and the accuracies, at a share of the steps."""
+    hidden, data = np.array(sorted(set(settings.hidden))), np.array(sorted(set(settings.data)))
+    values = [np.array([values_at(rows, curves, "plane", "val_acc_unmirrored", share, hidden=h, data=d) for d in data]) for h in hidden]
+    critical = np.stack([critical_sizes(data, each, seed) for seed, each in enumerate(values)], -1)
+    capacity = [resampled_means(values_at(rows, curves, "capacity", "train_acc", share, hidden=h), seed, draws=1000) for seed, h in enumerate(hidden)]
+    accuracy = np.stack([resampled_means(each, seed, draws=1000) for seed, each in enumerate(values)])
+    return Measured(hidden, data, accuracy, dict(zip(LEVELS, critical)), np.stack(capacity, 1) * settings.p**2)
+
+
+def within(draws, tried):
+    """Whether each estimate, the first of draws (1 + draws, ...), lies in the range tried."""
+    return (draws[0] >= tried[0]) & (draws[0] <= tried[-1])
 
 
 def zone(data, low, high, capacity):
@@ -303,7 +311,7 @@ def observed(lines):
 
 
 def band(axis, x, draws, style="-o", **look):
-    """A line for the estimate, the first of draws (1 + DRAWS, n), and a band for its 95% interval."""
+    """A line for the estimate, the first of draws (1 + draws, n), and a band for its 95% interval."""
     low, high = np.percentile(draws[1:], [2.5, 97.5], axis=0)
     line, = axis.plot(x, draws[0], style, **look)
     axis.fill_between(x, low, high, color=line.get_color(), alpha=0.2, lw=0)
@@ -315,166 +323,180 @@ def edges(values):
     return np.concatenate([[2 * values[0] - middle[0]], middle, [2 * values[-1] - middle[-1]]])
 
 
-def draw_diagram(settings, rows, curves):
+def draw_diagram(settings, rows, now):
     """Figure 1: a cell for each hidden size and D, its colours the dynamics of its seeds, with both measured curves on top."""
-    hidden, data, critical, capacity = both_curves(settings, rows, curves)
     figure = Figure(figsize=(10, 7), layout="constrained")
-    axis, x, cells = figure.subplots(), np.log2(hidden), plane(rows)
-    left, bottom = edges(x), edges(data)
-    for i, h in enumerate(hidden):
-        for j, d in enumerate(data):
-            counts, start = Counter(line["dynamic"] for line in cells[h, d]), left[i]
+    axis, x, runs = figure.subplots(), np.log2(now.hidden), plane(rows)
+    left, bottom = edges(x), edges(now.data)
+    for i, h in enumerate(now.hidden):
+        for j, d in enumerate(now.data):
+            counts, start = Counter(line["dynamic"] for line in runs[h, d]), left[i]
             for kind in COLORS:
-                width = (left[i + 1] - left[i]) * counts[kind] / len(cells[h, d])
+                width = (left[i + 1] - left[i]) * counts[kind] / len(runs[h, d])
                 axis.add_patch(Rectangle((start, bottom[j]), width, bottom[j + 1] - bottom[j], color=COLORS[kind], alpha=0.75, lw=0))
                 start += width
     axis.vlines(left, bottom[0], bottom[-1], color="white", lw=1.5)
     axis.hlines(bottom, left[0], left[-1], color="white", lw=1.5)
-    for draws, style, text in ((critical[0.5], "-", "critical size"), (capacity, "--", "memorization capacity"),
-                               (mirrored_once(capacity, settings.p), ":", "capacity, mirrored\npairs counted once")):
+    for draws, style, text in ((now.critical[0.5], "-", "critical size"), (now.capacity, "--", "memorization capacity"),
+                               (mirrored_once(now.capacity, settings.p), ":", "capacity, mirrored\npairs counted once")):
         band(axis, x, draws, style, color="black", lw=2.5, path_effects=[withStroke(linewidth=5, foreground="white")], label=text)
-    size, where = crossing(hidden, critical[0.5], capacity)
+    size, where = crossing(now.hidden, now.critical[0.5], now.capacity)
     axis.plot(np.log2(size[0]), where[0], "o", ms=12, mfc="white", mec="black", mew=2, zorder=5)
     for kind in COLORS:
-        if any(line["dynamic"] == kind for lines in cells.values() for line in lines):
+        if any(line["dynamic"] == kind for lines in runs.values() for line in lines):
             axis.add_patch(Rectangle((0, 0), 0, 0, color=COLORS[kind], alpha=0.75, label=kind))
     figure.legend(loc="outside lower center", ncols=4, fontsize=10)
-    axis.set(xlim=(left[0], left[-1]), ylim=(bottom[0], bottom[-1]), xlabel="hidden size d", ylabel="training examples D", yticks=data)
-    axis.set_xticks(x, labels=map(str, hidden))
+    axis.set(xlim=(left[0], left[-1]), ylim=(bottom[0], bottom[-1]), xlabel="hidden size d", ylabel="training examples D", yticks=now.data)
+    axis.set_xticks(x, labels=map(str, now.hidden))
     axis.set_title(f"Which circuit wins: measured for (a + b) mod {settings.p} at step {settings.steps}\n"
                    f"(a cell is divided by its {settings.seeds} seeds; bands: 95% interval; circle: where the curves cross)", fontsize=12)
     return figure
 
 
-def draw_accuracy(axis, settings, rows, curves):
+def draw_accuracy(axis, now):
     """Figure 3: validation accuracy against D, a line for each hidden size."""
-    hidden, data, _, _ = both_curves(settings, rows, curves)
-    for h, color in zip(hidden, colormaps["viridis_r"](np.linspace(0.1, 1, len(hidden)))):
-        band(axis, data, resampled_means(accuracy(rows, curves, h, data)), ms=4, color=color, label=f"d = {h}")
-    axis.set(xlabel="training examples D", ylabel="final validation accuracy, unmirrored", title="Larger models generalize from less data")
+    for h, draws, color in zip(now.hidden, now.accuracy, colormaps["viridis_r"](np.linspace(0.1, 1, len(now.hidden)))):
+        band(axis, now.data, draws, ms=4, color=color, label=f"d = {h}")
+    axis.set(xlabel="training examples D", ylabel="final validation accuracy, unmirrored", title="Generalization against data and size")
 
 
-def draw_capacity(axis, settings, rows, curves):
+def draw_capacity(axis, settings, now):
     """Figure 4: the memorization capacity against hidden size."""
-    hidden, _, _, capacity = both_curves(settings, rows, curves)
-    band(axis, hidden, capacity, ms=4, color="black", label="accuracy on random labels times p²")
-    band(axis, hidden, mirrored_once(capacity, settings.p), ":o", ms=4, color="black", label="mirrored pairs counted once")
+    band(axis, now.hidden, now.capacity, ms=4, color="black", label="accuracy on random labels times p²")
+    band(axis, now.hidden, mirrored_once(now.capacity, settings.p), ":o", ms=4, color="black", label="mirrored pairs counted once")
     axis.axhline(settings.p**2, color="#999999", lw=0.8)
-    axis.annotate("all pairs", (hidden[-1], settings.p**2), (0, -12), textcoords="offset points", ha="right", fontsize=8, color="#666666")
-    axis.set(xlabel="hidden size d", ylabel="examples", title="Memorization capacity rises with size")
+    axis.annotate("all pairs", (now.hidden[-1], settings.p**2), (0, -12), textcoords="offset points", ha="right", fontsize=8, color="#666666")
+    axis.set(ylabel="examples", title="Memorization capacity against size")
 
 
-def draw_critical(axis, settings, rows, curves):
+def draw_critical(axis, settings, found):
     """The critical size against hidden size, at several steps of the same runs."""
-    for share, color in ((0.25, "#56B4E9"), (0.5, "#2E93C9"), (1, "#0072B2")):
-        hidden, data, critical, _ = both_curves(settings, rows, curves, share)
-        band(axis, hidden, critical[0.5], ms=4, color=color, label=f"step {round(share * settings.steps)}")
-    axis.axhline(data[-1], color="#999999", lw=0.8, ls="--")
-    axis.annotate("largest D tried", (hidden[-1], data[-1]), (0, 3), textcoords="offset points", ha="right", fontsize=8, color="#666666")
-    axis.set(xlabel="hidden size d", ylabel="critical size", title="The critical size falls with training")
+    for (share, then), color in zip(found.items(), ("#56B4E9", "#2E93C9", "#0072B2")):
+        band(axis, then.hidden, then.critical[0.5], ms=4, color=color, label=f"step {round(share * settings.steps)}")
+    axis.axhline(then.data[-1], color="#999999", lw=0.8, ls="--")
+    axis.annotate("largest D tried", (then.hidden[-1], then.data[-1]), (0, 3), textcoords="offset points", ha="right", fontsize=8, color="#666666")
+    axis.set(ylabel="critical size", title="Critical size against size, as training goes on")
 
 
 def draw_ungrokking(axis, settings, rows, curves):
-    """Validation accuracy of grokked runs that go on with less data (Varma et al. 2023), a line per seed."""
+    """Validation accuracy of runs that go on with less data after half of their steps (Varma et al. 2023), a line per seed."""
     colors = dict(zip(sorted(settings.ungrok_data), colormaps["viridis"](np.linspace(0, 0.8, len(settings.ungrok_data)))))
     for i, line in enumerate(rows):
         if line["experiment"] == "ungrokking":
             axis.plot(curves["step"][i], curves["val_acc_unmirrored"][i], lw=1.2, color=colors[line["data"]],
                       label=f"then D = {line['data']}" if line["seed"] == 0 else None)
     axis.axvline(settings.steps, color="#D55E00", lw=1)
-    axis.set(xlabel="optimization step", ylabel="validation accuracy, unmirrored",
-             title=f"Grokked on D = {max(settings.data)} (d = {settings.ungrok_hidden}), then trained on with less")
+    axis.set(xlabel="optimization step", ylabel="validation accuracy, unmirrored", title=f"d = {settings.ungrok_hidden}: D = {max(settings.data)}, then less")
 
 
 def draw_phase(settings, rows, curves):
     """The figures by file name: the diagram, and what it is made of."""
+    found = {share: measured(settings, rows, curves, share) for share in (0.25, 0.5, 1.0)}
     figure = Figure(figsize=(13, 9), layout="constrained")
-    for axis, panel in zip(figure.subplots(2, 2).flat, (draw_accuracy, draw_capacity, draw_critical, draw_ungrokking)):
-        panel(axis, settings, rows, curves)
+    (accuracy, capacity), (critical, ungrokking) = axes = figure.subplots(2, 2)
+    draw_accuracy(accuracy, found[1.0])
+    draw_capacity(capacity, settings, found[1.0])
+    draw_critical(critical, settings, found)
+    draw_ungrokking(ungrokking, settings, rows, curves)
+    for axis in axes.flat:
         axis.grid(alpha=0.25)
         axis.legend(fontsize=8)
-        if axis.get_xlabel() == "hidden size d":
-            axis.set_xscale("log")
-            axis.set_xticks(settings.hidden, labels=map(str, settings.hidden))
-            axis.set_xticks([], minor=True)
-    return {"phase.png": draw_diagram(settings, rows, curves), "measures.png": figure}
+    for axis in (capacity, critical):
+        axis.set(xscale="log", xlabel="hidden size d")
+        axis.set_xticks(found[1.0].hidden, labels=map(str, found[1.0].hidden))
+        axis.set_xticks([], minor=True)
+    return {"phase.png": draw_diagram(settings, rows, found[1.0]), "measures.png": figure}
 
 
 # the claims of phase
 
 
 def bounded(draws, tried):
-    """'estimate [low, high]' of draws (1 + DRAWS,), with bounds where they leave the range tried."""
+    """'estimate [low, high]' of draws (1 + draws,), with bounds where they leave the range tried."""
     def text(value):
         return "-" if np.isnan(value) else f"> {tried[-1]}" if value > tried[-1] else f"< {tried[0]}" if value < tried[0] else f"{value:.0f}"
-    return "{} [{}, {}]".format(*map(text, (draws[0], *np.nanpercentile(draws[1:], [2.5, 97.5]))))
+    return "{} [{}, {}]".format(*map(text, (draws[0], *np.percentile(draws[1:], [2.5, 97.5]))))
 
 
-def judge_curves(settings, rows, curves):
-    """Claims on the critical size (figure 3) and on the memorization capacity (figure 4)."""
-    hidden, data, critical, capacity = both_curves(settings, rows, curves)
-    _, _, critical_before, capacity_before = both_curves(settings, rows, curves, 0.5)
-    claims = [claim(f"fig 3: critical size at d = {h} (where accuracy is 0.5; 0.9)", "-", f"{bounded(half, data)}; {bounded(near, data)}", None)
-              for h, half, near in zip(hidden, critical[0.5].T, critical[0.9].T)]
-    fall, moved = critical[0.5][:, 0] - critical[0.5][:, -1], critical[0.5][0] - critical_before[0.5][0]
-    claims.append(claim("fig 3: the critical size falls with size", "falls", f"by {fall[0]:.0f} from d = {hidden[0]} to {hidden[-1]}",
-                        np.percentile(fall[1:], 2.5) > 0 if critical[0.5][0, -1] < data[-1] else None))
-    claims.append(claim("critical size: change over the second half of the steps", "-", ", ".join(f"{m:+.0f} (d = {h})" for h, m in zip(hidden, moved)), None))
-    below = capacity[0] < 0.99 * settings.p**2
-    claims.append(claim("fig 4: memorization capacity rises with size", "rises", ", ".join(f"{c:.0f} (d = {h})" for h, c in zip(hidden, capacity[0])),
-                        (np.diff(capacity[0])[below[:-1]] > 0).all()))
-    for h in hidden[below]:
-        lines = [line for line in rows if line["experiment"] == "capacity" and line["hidden"] == h]
-        bits = np.mean([capacity_bits(settings.p, line["train_loss"]) for line in lines])
-        claims.append(claim(f"capacity at d = {h}: bits a parameter", "- (elsewhere 2 to 3.6)", f"{bits / lines[0]['params']:.2f} ({bits:.0f} bits)", None))
-    grown = capacity[0] / capacity_before[0].clip(1) - 1
-    claims.append(claim("capacity: change over the second half of the steps", "- (converged: 2%)", f"{grown[abs(grown).argmax()]:+.1%} at most (d = {hidden[abs(grown).argmax()]})",
-                        (abs(grown) < 0.02).all()))
+def judge_critical(settings, before, now):
+    """Claims on the critical size (figure 3)."""
+    claims = [claim(f"fig 3: critical size at d = {h} (where accuracy is 0.5; 0.9)", "-", f"{bounded(half, now.data)}; {bounded(near, now.data)}", None)
+              for h, half, near in zip(now.hidden, now.critical[0.5].T, now.critical[0.9].T)]
+    ends = np.clip(now.critical[0.5][:, [0, -1]], now.data[0], now.data[-1])
+    fall = ends[:, 0] - ends[:, 1]
+    low, sure = np.percentile(fall[1:], 2.5), within(now.critical[0.5], now.data)
+    claims.append(claim("fig 3: the critical size falls with size", "falls", f"by {'' if sure[0] and sure[-1] else 'at least '}{fall[0]:.0f} from d = {now.hidden[0]} to {now.hidden[-1]}",
+                        None if np.isnan(low) else low > 0))
+    both = sure & within(before.critical[0.5], now.data)
+    moved = [f"{change:+.0f} (d = {h})" for h, change, known in zip(now.hidden, now.critical[0.5][0] - before.critical[0.5][0], both) if known]
+    claims.append(claim("critical size: change over the second half of the steps", "-", ", ".join(moved) or "none in range", None))
     return claims
 
 
-def judge_diagram(settings, rows, curves):
+def judge_capacity(settings, rows, before, now):
+    """Claims on the memorization capacity (figure 4), where it is below all pairs."""
+    below = now.capacity[0] < 0.99 * settings.p**2
+    rise, grown = np.diff(now.capacity[0])[below[:-1]], now.capacity[0] / before.capacity[0].clip(1) - 1
+    most = np.nanargmax(abs(grown)) if np.isfinite(grown).any() else 0
+    claims = [claim("fig 4: memorization capacity rises with size", "rises", ", ".join(f"{c:.0f} (d = {h})" for h, c in zip(now.hidden, now.capacity[0])),
+                    None if not len(rise) or np.isnan(rise).any() else (rise > 0).all()),
+              claim("capacity: change over the second half of the steps", "- (converged: 2%)", f"{grown[most]:+.1%} at most (d = {now.hidden[most]})",
+                    None if np.isnan(grown).any() else (abs(grown) < 0.02).all())]
+    for h in now.hidden[below]:
+        lines = [line for line in rows if (line["experiment"], line["hidden"]) == ("capacity", h) and line["train_loss"] is not None]
+        if lines:
+            bits = np.mean([capacity_bits(settings.p, line["train_loss"]) for line in lines])
+            claims.append(claim(f"capacity at d = {h}: bits a parameter", "- (elsewhere 2 to 3.6)", f"{bits / lines[0]['params']:.2f} ({bits:.0f} bits)", None))
+    return claims
+
+
+def judge_diagram(settings, rows, now):
     """Claims on figure 1: that the curves cross once, that the zones hold what the paper says, and where double descent shows."""
-    hidden, data, critical, capacity = both_curves(settings, rows, curves)
-    (size, where), above, cells = crossing(hidden, critical[0.5], capacity), capacity[0] > critical[0.5][0], plane(rows)
-    text = "not in this range"
+    size, where = crossing(now.hidden, now.critical[0.5], now.capacity)
+    above, runs, text = now.capacity[0] > now.critical[0.5][0], plane(rows), "not in this range"
     if np.isfinite(size[0]):
-        network = Run("addition", settings.p, size[0], 1, 0, 1, 1, 1)
-        text = f"d = {bounded(size, hidden)}, {parameters(network):,.0f} parameters, D = {bounded(where, data)}"
-    claims = [claim("fig 1: the two curves cross once", "once", text, np.abs(np.diff(above)).sum() == 1 and above[-1])]
-    for which, memory in (("", capacity), (", mirrored pairs counted once", mirrored_once(capacity, settings.p))):
-        pairs = [(zone(d, critical[FLOOR][0, i], critical[0.9][0, i], memory[0, i]), observed(cells[h, d])) for i, h in enumerate(hidden) for d in data]
+        at, network = np.searchsorted(now.hidden, size[0]), Run("addition", settings.p, size[0], 1, 0, 1, 1, 1)
+        text = f"d = {bounded(size, now.hidden)}, {parameters(network):,.0f} parameters, D = {bounded(where, now.data)}"
+        text += "" if within(now.critical[0.5], now.data)[at - 1:at + 1].all() else ", from a critical size out of range"
+    known = np.isfinite(now.capacity[0] + now.critical[0.5][0]).all()
+    claims = [claim("fig 1: the two curves cross once", "once", text, np.abs(np.diff(above)).sum() == 1 and above[-1] if known else None)]
+    for which, memory in (("", now.capacity[0]), (", mirrored pairs counted once", mirrored_once(now.capacity[0], settings.p))):
+        pairs = [(zone(d, now.critical[FLOOR][0, i], now.critical[0.9][0, i], memory[i]), observed(runs[h, d]))
+                 for i, h in enumerate(now.hidden) for d in now.data]
         agree = np.mean([predicted == seen for predicted, seen in pairs])
-        claims.append(claim(f"fig 1: the zones tell the dynamic in 3 of 4 cells{which}", "in all", f"in {agree:.0%} of {len(pairs)}", agree >= 0.75))
+        claims.append(claim(f"fig 1: the zones tell the dynamic in 3 of 4 cells{which}", "in all", f"in {agree:.0%} of {len(pairs)}", agree >= 0.75 if known else None))
         for kind in DYNAMICS:
             seen = Counter(seen for predicted, seen in pairs if predicted == kind)
-            claims.append(claim(f"    in the zone of {kind}{which}", kind, ", ".join(f"{name} {count}" for name, count in seen.most_common()) or "no cell", None))
-    low, high = np.nanpercentile(where[1:], [2.5, 97.5]) if np.isfinite(size[0]) else (np.nan, np.nan)
-    verdicts = {d: dip_interval(size_curve([line for lines in cells.values() for line in lines], "addition", d)[1])[4] for d in data}
-    expected = {d: "dip" if critical[0.5][0, -1] < d < low else "no dip" if d > high else None for d in data}
-    decided = [verdicts[d] == expected[d] for d in data if expected[d] and verdicts[d] != "undecided"]
+            claims.append(claim(f"in the zone of {kind}{which}", kind, ", ".join(f"{name} {count}" for name, count in seen.most_common()) or "no cell", None))
+    low, high = np.nanpercentile(where, [2.5, 97.5]) if np.isfinite(size[0]) else (np.nan, np.nan)
+    verdicts = {d: dip_interval(size_curve([line for lines in runs.values() for line in lines], "addition", d)[1])[4] for d in now.data}
+    expected = {d: "dip" if now.critical[0.5][0, -1] < d < low else "no dip" if d > high else None for d in now.data}
+    decided = [verdicts[d] == expected[d] for d in now.data if expected[d] and verdicts[d] != "undecided"]
     claims.append(claim(f"double descent below the crossing (D = {where[0]:.0f}) and not above", ", ".join(f"{d}: {e}" for d, e in expected.items() if e) or "-",
                         ", ".join(f"{d}: {verdict}" for d, verdict in verdicts.items()), all(decided) if decided else None))
     return claims
 
 
-def judge_ungrokking(settings, rows, curves):
+def judge_ungrokking(settings, rows, curves, now):
     """Claims of Varma et al. 2023: a grokked run forgets on fewer examples than the critical size, and not on more."""
-    hidden, data, critical, _ = both_curves(settings, rows, curves)
-    known = critical[0.5][0, list(hidden).index(settings.ungrok_hidden)] if settings.ungrok_hidden in hidden else np.nan
-    claims = []
-    for less in sorted(settings.ungrok_data):
+    claims, at = [], [i for i, h in enumerate(now.hidden) if h == settings.ungrok_hidden]
+    known = now.critical[0.5][:, at[0]] if at else np.full(2, np.nan)
+    for less in sorted(set(settings.ungrok_data)):
         before, after = (values_at(rows, curves, "ungrokking", "val_acc_unmirrored", share, data=less) for share in (0.5, 1))
         mean, low, high = interval(after)
-        unclear = np.isnan(known) or np.isnan(low) or before.mean() < 0.9
-        claims.append(claim(f"grokked on D = {max(data)}, then D = {less} (critical size {known:.0f})", "forgets" if less < known else "keeps",
-                            f"validation {before.mean():.2f}, then {mean:.2f} [{low:.2f}, {high:.2f}]", None if unclear else high < 0.5 if less < known else low > 0.5))
+        least, most = known[0] if known[0] >= now.data[0] else 0, known[0] if known[0] <= now.data[-1] else np.inf      # a bound is no more
+        expected = "forgets" if less < least else "keeps" if less > most else "-"
+        clear = before.mean() >= 0.9 and expected != "-" and not np.isnan(low)
+        claims.append(claim(f"grokked on D = {max(now.data)}, then D = {less} (critical size {bounded(known, now.data).split(' [')[0]})", expected,
+                            f"validation {before.mean():.2f}, then {mean:.2f} [{low:.2f}, {high:.2f}]", (high < 0.5 if expected == "forgets" else low > 0.5) if clear else None))
     return claims
 
 
 def judge_phase(settings, rows, curves):
     """The paper's claims on figures 1, 3 and 4, the test of its framework, and the true ungrokking."""
-    return [each for judgement in (judge_curves, judge_diagram, judge_ungrokking) for each in judgement(settings, rows, curves)]
+    before, now = (measured(settings, rows, curves, share) for share in (0.5, 1.0))
+    return [*judge_critical(settings, before, now), *judge_capacity(settings, rows, before, now), *judge_diagram(settings, rows, now),
+            *judge_ungrokking(settings, rows, curves, now)]
 
 
 def main():

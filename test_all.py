@@ -343,13 +343,16 @@ def test_dip_interval_tells_a_dip_from_noise_and_from_none():
 
 
 def test_critical_size_of_made_up_data():
-    random, data = np.random.default_rng(0), np.arange(200, 801, 100)
+    random, data, half = np.random.default_rng(0), np.arange(200, 801, 100), grok.LEVELS.index(0.5)
     for known, width in ((430, 5), (520, 60)):
         chance = 1 / (1 + np.exp((known - data) / width))
-        sizes = grok.critical_size(data, (random.random((len(data), 60)) < chance[:, None]).astype(float))
+        sizes = grok.critical_sizes(data, (random.random((len(data), 60)) < chance[:, None]).astype(float))[half]
         assert sizes[0] == pytest.approx(known, abs=50) and np.percentile(sizes[1:], 2.5) - 30 < known < np.percentile(sizes[1:], 97.5) + 30
-    assert grok.critical_size(data, np.tile(chance[:, None], (1, 3)), 0.9)[0] == pytest.approx(520 + 60 * math.log(9), abs=20)
-    assert grok.critical_size(data, np.zeros((7, 3)))[0] > 800 and grok.critical_size(data, np.ones((7, 3)))[0] < 200
+    assert grok.critical_sizes(data, np.tile(chance[:, None], (1, 3)))[-1, 0] == pytest.approx(520 + 60 * math.log(9), abs=20)
+    assert grok.critical_sizes(data, np.zeros((7, 3)))[half, 0] > 800 and grok.critical_sizes(data, np.ones((7, 3)))[half, 0] < 200
+    low, _, high = grok.critical_sizes(data, np.tile([[0], [0], [0], [1], [1], [1], [1]], (1, 3)))[:, 0]
+    assert 400 < low < high < 500
+    assert np.isnan(grok.critical_sizes(data, np.full((7, 3), np.nan))).all() and np.isnan(grok.critical_sizes(data, np.ones((7, 2)))[half, 1:]).all()
     assert grok.bounded(np.full(1001, 900.0), data) == "> 800 [> 800, > 800]"
 
 
@@ -375,8 +378,8 @@ def test_zones(data, name):
     assert grok.zone(data, 350, 450, 600) == name
 
 
-def made_up_plane(agree):
-    """Settings, rows and curves of a plane whose runs do, or do not, what the two curves say."""
+def made_up_plane(agree, diverged=()):
+    """Settings, rows and curves of a plane whose runs do, or do not, what the two curves say; those of the sizes in diverged diverge."""
     settings = replace(grok.PLANES["quick"], p=31, seeds=3, steps=100, hidden=(4, 8, 16, 32), data=(300, 400, 500, 600), ungrok_hidden=32, ungrok_data=(200, 500))
     critical, capacity = dict(zip(settings.hidden, (650, 550, 450, 350))), dict(zip(settings.hidden, (150, 440, 900, 961)))
     rows, final = [], []
@@ -391,7 +394,9 @@ def made_up_plane(agree):
             values = (0, 0, 0) if not agree else (0, capacity[run.hidden] / 961, capacity[run.hidden] / 961)
         else:
             values = (0, 1, 0 if run.data < 350 and agree else 1)
-        rows.append({**line, "val_acc_unmirrored": values[-1], "best_val_acc_unmirrored": max(values)})
+        if run.hidden in diverged:
+            values, line["train_loss"], line["dynamic"] = (np.nan,) * 3, None, "diverged"
+        rows.append({**line, "val_acc_unmirrored": values[-1] if values[-1] == values[-1] else None})
         final.append(values)
     values = np.array(final, np.float32)
     return settings, rows, {"step": np.array([[0, run["steps"] / 2, run["steps"]] for run in rows]), "val_acc_unmirrored": values, "train_acc": values}
@@ -404,6 +409,13 @@ def test_the_framework_can_come_out_either_way():
         assert claims["fig 4: memorization capacity rises with size"] is agree and claims["fig 1: the two curves cross once"] is agree
         assert claims["fig 1: the zones tell the dynamic in 3 of 4 cells"] is agree
         assert claims["grokked on D = 600, then D = 200 (critical size 350)"] is agree
+
+
+def test_a_phase_diagram_with_diverged_runs_is_drawn_and_judged_where_it_can_be():
+    claims = {c["claim"]: c["holds"] for c in grok.judge_phase(*made_up_plane(True, diverged=(4, 32)))}
+    assert claims["fig 3: the critical size falls with size"] is None and claims["fig 4: memorization capacity rises with size"] is None
+    assert claims["fig 1: the two curves cross once"] is None and claims["grokked on D = 600, then D = 200 (critical size -)"] is None
+    assert set(grok.draw_phase(*made_up_plane(True, diverged=(4, 32)))) == {"phase.png", "measures.png"}
 
 
 # emergence
