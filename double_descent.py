@@ -138,7 +138,8 @@ def judge(settings, rows, curves):
             difference = dip_depths(hard) - dip_depths(easy, 1)
             low, high = np.percentile(difference[1:], [2.5, 97.5])
             text.append(f"D = {data}: by {difference[0]:.2f} [{low:.2f}, {high:.2f}]")
-            deeper[data] = True if low > 0 and found["squared_addition", data] == "dip" else False if high <= 0 or found["squared_addition", data] == "no dip" else None
+            verdict = found["squared_addition", data]
+            deeper[data] = True if low > 0 and verdict == "dip" else False if high <= 0 or verdict == "no dip" else None
         claims.append(claim("prediction 2: at one D the harder task dips deeper", "deeper", ", ".join(text), True if True in deeper.values() else
                             None if None in deeper.values() else False))
     claims += each

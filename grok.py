@@ -91,7 +91,8 @@ def draw_dynamics(settings, rows, curves):
                     axis.plot(history["step"][i][1:], values[1:], color=color, lw=1.2, alpha=0.8, label=text if i == 0 else None)
             axis.grid(alpha=0.25)
         kind = max((line["dynamic"] for line in lines), key=[line["dynamic"] for line in lines].count)
-        column[0].set_title(count_dynamics(lines).replace(", ", ",\n") + f"\nhidden {lines[0]['hidden']}, D = {lines[0]['data']}", color=COLORS[kind], fontweight="bold")
+        column[0].set_title(count_dynamics(lines).replace(", ", ",\n") + f"\nhidden {lines[0]['hidden']}, D = {lines[0]['data']}",
+                            color=COLORS[kind], fontweight="bold")
         column[0].set_ylim(-0.03, 1.03)
         column[1].set_ylim(-0.03, 1.03)
         column[-1].set_xlabel("optimization step")
@@ -425,8 +426,8 @@ def judge_critical(settings, before, now):
     ends = np.clip(now.critical[0.5][:, [0, -1]], now.data[0], now.data[-1])
     fall = ends[:, 0] - ends[:, 1]
     low, sure = np.percentile(fall[1:], 2.5), within(now.critical[0.5], now.data)
-    claims.append(claim("fig 3: the critical size falls with size", "falls", f"by {'' if sure[0] and sure[-1] else 'at least '}{fall[0]:.0f} from d = {now.hidden[0]} to {now.hidden[-1]}",
-                        None if np.isnan(low) else low > 0))
+    text = f"by {'' if sure[0] and sure[-1] else 'at least '}{fall[0]:.0f} from d = {now.hidden[0]} to {now.hidden[-1]}"
+    claims.append(claim("fig 3: the critical size falls with size", "falls", text, None if np.isnan(low) else low > 0))
     both = sure & within(before.critical[0.5], now.data)
     moved = [f"{change:+.0f} (d = {h})" for h, change, known in zip(now.hidden, now.critical[0.5][0] - before.critical[0.5][0], both) if known]
     claims.append(claim("critical size: change over the second half of the steps", "-", ", ".join(moved) or "none in range", None))
@@ -464,7 +465,8 @@ def judge_diagram(settings, rows, now):
         pairs = [(zone(d, now.critical[FLOOR][0, i], now.critical[0.9][0, i], memory[i]), observed(runs[h, d]))
                  for i, h in enumerate(now.hidden) for d in now.data]
         agree = np.mean([predicted == seen for predicted, seen in pairs])
-        claims.append(claim(f"fig 1: the zones tell the dynamic in 3 of 4 cells{which}", "in all", f"in {agree:.0%} of {len(pairs)}", agree >= 0.75 if known else None))
+        claims.append(claim(f"fig 1: the zones tell the dynamic in 3 of 4 cells{which}", "in all", f"in {agree:.0%} of {len(pairs)}",
+                            agree >= 0.75 if known else None))
         for kind in DYNAMICS:
             seen = Counter(seen for predicted, seen in pairs if predicted == kind)
             claims.append(claim(f"in the zone of {kind}{which}", kind, ", ".join(f"{name} {count}" for name, count in seen.most_common()) or "no cell", None))
@@ -472,8 +474,8 @@ def judge_diagram(settings, rows, now):
     verdicts = {d: dip_interval(size_curve([line for lines in runs.values() for line in lines], "addition", d)[1])[4] for d in now.data}
     expected = {d: "dip" if now.critical[0.5][0, -1] < d < low else "no dip" if d > high else None for d in now.data}
     decided = [verdicts[d] == expected[d] for d in now.data if expected[d] and verdicts[d] != "undecided"]
-    claims.append(claim(f"double descent below the crossing (D = {where[0]:.0f}) and not above", ", ".join(f"{d}: {e}" for d, e in expected.items() if e) or "-",
-                        ", ".join(f"{d}: {verdict}" for d, verdict in verdicts.items()), all(decided) if decided else None))
+    paper, seen = (", ".join(f"{d}: {verdict}" for d, verdict in each.items() if verdict) or "-" for each in (expected, verdicts))
+    claims.append(claim(f"double descent below the crossing (D = {where[0]:.0f}) and not above", paper, seen, all(decided) if decided else None))
     return claims
 
 
@@ -486,9 +488,10 @@ def judge_ungrokking(settings, rows, curves, now):
         mean, low, high = interval(after)
         least, most = known[0] if known[0] >= now.data[0] else 0, known[0] if known[0] <= now.data[-1] else np.inf      # a bound is no more
         expected = "forgets" if less < least else "keeps" if less > most else "-"
-        clear = before.mean() >= 0.9 and expected != "-" and not np.isnan(low)
+        holds = {"forgets": high < 0.5, "keeps": low > 0.5, "-": None}[expected]
         claims.append(claim(f"grokked on D = {max(now.data)}, then D = {less} (critical size {bounded(known, now.data).split(' [')[0]})", expected,
-                            f"validation {before.mean():.2f}, then {mean:.2f} [{low:.2f}, {high:.2f}]", (high < 0.5 if expected == "forgets" else low > 0.5) if clear else None))
+                            f"validation {before.mean():.2f}, then {mean:.2f} [{low:.2f}, {high:.2f}]",
+                            holds if before.mean() >= 0.9 and not np.isnan(low) else None))
     return claims
 
 
