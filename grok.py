@@ -73,9 +73,9 @@ def cells(settings, rows, curves):
 
 PANELS = (
     ("accuracy", {"train_acc": ("train", "#009E73"), "val_acc_unmirrored": ("validation", "#D55E00")}),
-    ("circuit", {"circuit_share": ("generalizing share of logits", "#0072B2"), "fourier_top5": ("embedding power in 5 frequencies", "#56B4E9"),
-                 "memory_acc": ("train accuracy without it", "#CC79A7")}),
-    ("logits", {"circuit_margin": ("margin of the generalizing part", "#0072B2"), "circuit_spread": ("spread of the rest", "#CC79A7")}),
+    ("circuit", {"circuit_share": ("generalizing share\nof logits", "#0072B2"), "fourier_top5": ("embedding power\nin 5 frequencies", "#56B4E9"),
+                 "memory_acc": ("train accuracy\nwithout it", "#CC79A7")}),
+    ("logits", {"circuit_margin": ("margin of the\ngeneralizing part", "#0072B2"), "circuit_spread": ("spread of\nthe rest", "#CC79A7")}),
     ("parameter norm", {"norm": ("", "#000000")}),
 )
 
@@ -97,10 +97,10 @@ def draw_dynamics(settings, rows, curves):
         column[1].set_ylim(-0.03, 1.03)
         column[-1].set_xlabel("optimization step")
         column[-1].set_xscale("log")
-    for axis, (label, measures) in zip(axes[:, 0], PANELS):
-        axis.set_ylabel(label)
+    for row, (label, measures) in zip(axes, PANELS):
+        row[0].set_ylabel(label)
         if len(measures) > 1:
-            axis.legend(fontsize=8, loc="best", framealpha=0.9)
+            row[-1].legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.suptitle(f"Four training dynamics of (a + b) mod {settings.p}, and the circuits beneath (a line per seed)")
     return figure
 
