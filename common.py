@@ -583,19 +583,21 @@ def sweep(runs, options):
         nonlocal shown
         if stop.is_set():
             raise KeyboardInterrupt
-        at[population[0]] = population, step / population[0].steps
+        share = step / population[0].steps
+        at[population[0]] = population, at.get(population[0], (None, share))[1], share
         seconds = time.monotonic() - begun
         if seconds - shown < (0.2 if live else 30) or not step:
             return
-        shown, finished = seconds, sum(len(part) for part, share in list(at.values()) if share == 1)
-        work = sum(cost(part) * share for part, share in list(at.values()))
+        shown, finished = seconds, sum(len(part) for part, _, share in list(at.values()) if share == 1)
+        work = sum(cost(part) * (share - first) for part, first, share in list(at.values()))
+        left = sum(map(cost, mine)) - sum(cost(part) * share for part, _, share in list(at.values()))
         line = (f"{finished}/{sum(map(len, mine))} runs | hidden {population[0].hidden}, D {population[0].data}, step {step}: "
                 f"train {measures['train_acc'].mean():.2f}, val {measures['val_acc'].mean():.2f} | {run_steps() / seconds:.0f} run-steps/s, "
-                f"{timedelta(seconds=round(seconds * (sum(map(cost, mine)) / work - 1)))} left")
+                + (f"{timedelta(seconds=round(seconds * left / work))} left" if work else ""))
         print(f"\r\033[K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
 
     def run_steps():
-        return sum(len(part) * part[0].steps * share for part, share in list(at.values()))
+        return sum(len(part) * part[0].steps * (share - first) for part, first, share in list(at.values()))
 
     with ThreadPoolExecutor(options.workers) as pool:
         try:
