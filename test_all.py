@@ -714,6 +714,13 @@ def test_readme_tells_what_the_reference_results_say():
     assert results_table() in (HERE / "README.md").read_text()
 
 
+def test_readme_quotes_the_code_and_shows_figures_that_are_there():
+    readme, code = (HERE / "README.md").read_text(), {line.strip() for script in SCRIPTS for line in (HERE / script).read_text().splitlines()}
+    quoted = [line.strip() for block in re.findall(r"```python\n(.*?)```", readme, re.S) for line in block.splitlines() if line.strip()]
+    figures = re.findall(r"\]\((figures/[^)]+)\)", readme)
+    assert quoted and set(quoted) <= code and figures and all((HERE / figure).exists() for figure in figures)
+
+
 @pytest.mark.parametrize("script", SCRIPTS[1:])
 def test_names_of_a_script_stand_in_common_or_are_its_own(script):
     """Pasted behind common.py without its import lines, a script misses no name and overwrites none."""
