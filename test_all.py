@@ -367,6 +367,13 @@ def test_capacity_and_bits_of_known_networks():
         assert grok.mirrored_once(different / (p * (p + 1) / 2) * pairs, p) == pytest.approx(data, rel=0.05)
 
 
+def test_capacity_is_the_most_that_was_known():
+    rows = [{"experiment": "capacity", "hidden": 8, "steps": 40}] * 2
+    curves = {"step": np.array([[0, 20, 40]] * 2), "train_acc": np.array([[0, 0.5, 0.4], [0, np.nan, 0.4]]), "train_loss": np.array([[3, 1, 2.0], [3, np.nan, 2]])}
+    accuracy, loss = grok.most_known(rows, curves, 8)
+    assert accuracy[0] == 0.5 and loss[0] == 1 and np.isnan(accuracy[1]) and grok.most_known(rows, curves, 8, 0.4)[0][0] == 0
+
+
 def test_crossing_of_known_lines():
     hidden = np.array([4, 8, 16, 32])
     critical, capacity = np.array([[400, 400, 400, 400], [400, 300, 200, 100], [400.0] * 4]), np.array([[100, 300, 500, 700], [500, 600, 700, 800], [0.0] * 4])
@@ -400,7 +407,8 @@ def made_up_plane(agree, diverged=()):
         rows.append({**line, "val_acc_unmirrored": values[-1] if values[-1] == values[-1] else None})
         final.append(values)
     values = np.array(final, np.float32)
-    return settings, rows, {"step": np.array([[0, run["steps"] / 2, run["steps"]] for run in rows]), "val_acc_unmirrored": values, "train_acc": values}
+    return settings, rows, {"step": np.array([[0, run["steps"] / 2, run["steps"]] for run in rows]), "val_acc_unmirrored": values,
+                            "train_acc": values, "train_loss": np.where(np.isnan(values), np.nan, 1.0)}
 
 
 def test_the_framework_can_come_out_either_way():
