@@ -368,7 +368,7 @@ def draw_accuracy(axis, now):
     """Figure 3: validation accuracy against D, a line for each hidden size."""
     for h, draws, color in zip(now.hidden, now.accuracy, colormaps["viridis_r"](np.linspace(0.1, 1, len(now.hidden)))):
         band(axis, now.data, draws, ms=4, color=color, label=f"d = {h}")
-    axis.set(xlabel="training examples D", ylabel="final validation accuracy, unmirrored", title="Generalization against data and size")
+    axis.set(xlabel="training examples D", ylabel="final validation accuracy, unmirrored", title="Generalization against data, for each hidden size")
 
 
 def draw_capacity(axis, settings, now):
@@ -377,7 +377,7 @@ def draw_capacity(axis, settings, now):
     band(axis, now.hidden, mirrored_once(now.capacity, settings.p), ":o", ms=4, color="black", label="mirrored pairs counted once")
     axis.axhline(settings.p**2, color="#999999", lw=0.8)
     axis.annotate("all pairs", (now.hidden[-1], settings.p**2), (0, -12), textcoords="offset points", ha="right", fontsize=8, color="#666666")
-    axis.set(ylabel="examples", title="Memorization capacity against size")
+    axis.set(ylabel="examples", title="Memorization capacity against hidden size")
 
 
 def draw_critical(axis, settings, found):
@@ -386,7 +386,7 @@ def draw_critical(axis, settings, found):
         band(axis, then.hidden, then.critical[0.5], ms=4, color=color, label=f"step {round(share * settings.steps)}")
     axis.axhline(then.data[-1], color="#999999", lw=0.8, ls="--")
     axis.annotate("largest D tried", (then.hidden[-1], then.data[-1]), (0, 3), textcoords="offset points", ha="right", fontsize=8, color="#666666")
-    axis.set(ylabel="critical size", title="Critical size against size, as training goes on")
+    axis.set(ylabel="critical size", title="Critical size against hidden size, as training goes on")
 
 
 def draw_ungrokking(axis, settings, rows, curves):
@@ -411,7 +411,7 @@ def draw_phase(settings, rows, curves):
     draw_ungrokking(ungrokking, settings, rows, curves)
     for axis in axes.flat:
         axis.grid(alpha=0.25)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="center left" if axis is ungrokking else "best")
     for axis in (capacity, critical):
         axis.set(xscale="log", xlabel="hidden size d")
         axis.set_xticks(found[1.0].hidden, labels=map(str, found[1.0].hidden))
