@@ -451,6 +451,17 @@ def test_emergence_can_come_out_either_way(mixed, split, verdicts):
     assert emergence.threshold(rows, 0.9, 20, False) == common.parameters(emergence.grid(settings)[6]) and emergence.threshold(rows, 0.9, 0, False) < emergence.threshold(rows, 0.9, 20, False)
 
 
+def test_deep_and_wide_models_learn_slower_and_decay_as_fast():
+    runs = emergence.grid(emergence.PRESETS["paper"])
+    assert all(run.lr * run.weight_decay == pytest.approx(5e-3) for run in runs)
+    assert {run.lr for run in runs if run.layers * run.hidden <= 256} == {5e-3} and min(run.lr for run in runs) == pytest.approx(5e-3 / 32)
+
+
+def test_a_deep_model_learns():
+    history = common.train([Run("addition", 7, 16, 20, 0, 60, 1e-2, 1.0, layers=6, memorize=10)], "cpu")
+    assert history["train_loss"].max() < 4 and history["train_acc"][0, -1] > 0.9 and history["memorize_acc"][0, -1] > 0.9
+
+
 def test_abruptness():
     assert emergence.abruptness([0, 0, 1, 1]) == 1 and emergence.abruptness([0, 0.25, 0.5, 0.75, 1]) == pytest.approx(0.25)
     assert math.isnan(emergence.abruptness([0.5, 0.5]))
