@@ -146,8 +146,9 @@ def verdict(text, paper, values, expected, style="{:.2f}"):
     """A claim that the mean over seeds of values lies in a direction from expected[0]: 'above' or 'below' it."""
     mean, low, high = interval(values)
     bound, side = expected
-    return claim(text, paper, "{} [{}, {}], n = {}".format(*map(style.format, (mean, low, high)), sum(v is not None for v in values)),
-                 None if np.isnan(low) else low > bound if side == "above" else high < bound)
+    count = sum(v is not None for v in values)
+    measured = "not reached" if not count else style.format(mean) + ("" if np.isnan(low) else f" [{style.format(low)}, {style.format(high)}]") + f", n = {count}"
+    return claim(text, paper, measured, None if np.isnan(low) else low > bound if side == "above" else high < bound)
 
 
 def judge(settings, rows, curves):
