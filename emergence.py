@@ -7,8 +7,8 @@ the ability looks emergent. Where half of the feed-forward units serve one task 
 
     python emergence.py                     a laptop's CPU, two minutes
     python emergence.py --scale small       p = 59, three seeds, about half an hour on two cores
-    python emergence.py --device cuda       p = 113, up to 8 layers of width 1024: hours; --precision tf32 is faster,
-                                            --layers and --hidden cut the ladder of sizes
+    python emergence.py --device cuda       p = 113, up to 8 layers of width 1024: hours, it says how many; --layers and
+                                            --hidden cut the ladder of sizes, --precision tf32 or bfloat16 saves time
 
 Expect emergence.png: validation accuracy on addition against the number of parameters, for addition alone, for each
 amount of memorization and for the split feed-forward layer; beneath it the loss on the answer and the generalizing
