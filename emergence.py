@@ -143,7 +143,7 @@ def draw(settings, rows, curves):
     alone, mixed = (threshold(rows, 0.5, *which) for which in series(settings)[:2])
     if alone and mixed:
         accuracy.annotate("", (mixed, 0.5), (alone, 0.5), arrowprops={"arrowstyle": "<->"})
-        accuracy.annotate(f"{times(rows, alone, mixed)} parameters", ((alone * mixed) ** 0.5, 0.5), (0, 6), textcoords="offset points", ha="center",
+        accuracy.annotate(f"{times(rows, alone, mixed)} the parameters", ((alone * mixed) ** 0.5, 0.5), (0, 6), textcoords="offset points", ha="center",
                           bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1})
     accuracy.set(xscale="log", ylim=(-0.03, 1.03), ylabel="best validation accuracy on addition\nwhile the memorization is known\n"
                  "(line: best seed; hollow: a seed that never knows it)")
