@@ -187,8 +187,8 @@ class Plane(Settings):
 
 
 PLANES = {
-    "quick": Plane(p=31, seeds=3, steps=1500, lr=2e-2, weight_decay=1.0, hidden=(4, 8, 12, 16, 32), data=(250, 300, 350, 400, 500),
-                   ungrok_hidden=32, ungrok_data=(100, 200, 400)),
+    "quick": Plane(p=31, seeds=3, steps=1300, lr=2e-2, weight_decay=1.0, hidden=(4, 8, 12, 16, 32), data=(250, 350, 400, 500),
+                   ungrok_hidden=32, ungrok_data=(100, 400)),
     "small": Plane(p=59, seeds=11, steps=3000, lr=1e-2, weight_decay=1.0, hidden=(4, 8, 12, 16, 24, 32, 64), data=(800, 1000, 1200, 1500),
                    ungrok_hidden=32, ungrok_data=(200, 400, 800, 1200)),
     "paper": Plane(p=113, seeds=11, steps=10000, lr=5e-3, weight_decay=1.0, hidden=(4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 56, 64, 100),

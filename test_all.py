@@ -719,12 +719,14 @@ REFERENCES = ["grok-paper", "grok-phase-small", "double_descent-small", "emergen
 
 def results_table():
     """The README's table of claims, from the summary.json files in figures/; python test_all.py writes it there."""
+    def holds(c):
+        return "yes" if c["holds"] else "**no**" if c["holds"] is False else "" if c["claim"].startswith("in the zone") else "undecided"
     lines = ["| claim | paper | measured | holds |", "| --- | --- | --- | --- |"]
     for folder in REFERENCES:
         summary = json.loads((HERE / "figures" / folder / "summary.json").read_text())
         made, command = summary["configuration"], re.sub(r" --(threads|out) \S+", "", summary["command"])
         lines.append(f"| **`python {command}`** (p = {made['p']}, {made['seeds']} seeds, {made['steps']:,} steps, {summary['device']}, torch {summary['torch']}) | | | |")
-        lines += [f"| {c['claim']} | {c['paper']} | {c['measured']} | {'yes' if c['holds'] else '**no**' if c['holds'] is False else 'undecided'} |"
+        lines += [f"| {c['claim']} | {c['paper']} | {c['measured']} | {holds(c)} |"
                   for c in summary["claims"] if c["holds"] is not None or not c["paper"].startswith("-")]
     return "\n".join(lines) + "\n"
 
