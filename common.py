@@ -675,8 +675,8 @@ def interval(values, draws=10_000):
     values = np.array([v for v in values if v is not None and np.isfinite(v)], dtype=float)
     if len(values) < 3:
         return float(values.mean()) if len(values) else math.nan, math.nan, math.nan
-    means = np.random.default_rng(0).choice(values, (draws, len(values))).mean(1)
-    return float(values.mean()), *map(float, np.percentile(means, [2.5, 97.5]))
+    means = resampled_means(values, draws=draws)
+    return float(means[0]), *map(float, np.percentile(means[1:], [2.5, 97.5]))
 
 
 def size_curve(rows, task, data, measure="val_acc_unmirrored"):

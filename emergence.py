@@ -160,7 +160,7 @@ def draw(settings, rows, curves):
     for axis in axes:
         axis.grid(alpha=0.25)
     finding = "Beside memorization, a model that could learn addition does not" if suppressed(settings, rows) else "Addition beside memorization"
-    finding += ", a larger one does" if mixed and mixed > max(suppressed(settings, rows), default=np.inf) else ""
+    finding += ", a larger one passes 0.5" if mixed and mixed > max(suppressed(settings, rows), default=np.inf) else ""
     figure.suptitle(f"{finding}\np = {settings.p}, {settings.data} additions, {settings.seeds} seeds, {settings.steps} steps")
     return {"emergence.png": figure}
 

@@ -26,7 +26,7 @@ they are trained on with less data. Each ends with a verdict on every claim.
 # dependencies = ["torch>=2.6,<2.14", "numpy>=1.26,<3", "matplotlib>=3.8,<4"]
 # ///
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib import colormaps
@@ -232,12 +232,12 @@ def fit_logistic(data, accuracy):
 LEVELS = (FLOOR, 0.5, 0.9)      # a critical size is where the fit to the mean validation accuracy crosses a level
 
 
-def critical_sizes(data, values, seed=0):
-    """D_crit (figure 3) at each of LEVELS, of validation accuracies (sizes of D, seeds): (levels, 1 + draws) as resampled_means.
+def critical_sizes(data, accuracy):
+    """D_crit (figure 3) at each of LEVELS, for mean validation accuracies (1 + draws, sizes of D): (levels, 1 + draws).
 
     It may lie up to half the range outside of data: then it is no more than a bound.
     """
-    centre, width = fit_logistic(np.asarray(data), resampled_means(values, seed, draws=1000))
+    centre, width = fit_logistic(np.asarray(data), accuracy)
     return centre + width * np.log(np.divide(LEVELS, np.subtract(1, LEVELS)))[:, None]
 
 
@@ -297,11 +297,13 @@ class Measured:
 def measured(settings, rows, curves, share=1.0):
     """Both curves and the accuracies, at a share of the steps."""
     hidden, data = np.array(sorted(set(settings.hidden))), np.array(sorted(set(settings.data)))
-    values = [np.array([values_at(rows, curves, "plane", "val_acc_unmirrored", share, hidden=h, data=d) for d in data]) for h in hidden]
-    critical = np.stack([critical_sizes(data, each, seed) for seed, each in enumerate(values)], -1)
-    capacity = [resampled_means(most_known(rows, curves, h, share)[0], seed, draws=1000) for seed, h in enumerate(hidden)]
-    accuracy = np.stack([resampled_means(each, seed, draws=1000) for seed, each in enumerate(values)])
-    return Measured(hidden, data, accuracy, dict(zip(LEVELS, critical)), np.stack(capacity, 1) * settings.p**2)
+    accuracy, capacity = [], []
+    for seed, h in enumerate(hidden):
+        values = np.array([values_at(rows, curves, "plane", "val_acc_unmirrored", share, hidden=h, data=d) for d in data])
+        accuracy.append(resampled_means(values, seed, draws=1000))
+        capacity.append(resampled_means(most_known(rows, curves, h, share)[0], seed, draws=1000))
+    critical = np.stack([critical_sizes(data, each) for each in accuracy], -1)                # (levels, 1 + draws, sizes)
+    return Measured(hidden, data, np.stack(accuracy), dict(zip(LEVELS, critical)), np.stack(capacity, 1) * settings.p**2)
 
 
 def within(draws, tried):

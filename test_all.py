@@ -344,16 +344,18 @@ def test_dip_interval_tells_a_dip_from_noise_and_from_none():
 
 
 def test_critical_size_of_made_up_data():
+    def critical(values):
+        return grok.critical_sizes(data, common.resampled_means(values))
     random, data, half = np.random.default_rng(0), np.arange(200, 801, 100), grok.LEVELS.index(0.5)
     for known, width in ((430, 5), (520, 60)):
         chance = 1 / (1 + np.exp((known - data) / width))
-        sizes = grok.critical_sizes(data, (random.random((len(data), 60)) < chance[:, None]).astype(float))[half]
+        sizes = critical((random.random((len(data), 60)) < chance[:, None]).astype(float))[half]
         assert sizes[0] == pytest.approx(known, abs=50) and np.percentile(sizes[1:], 2.5) - 30 < known < np.percentile(sizes[1:], 97.5) + 30
-    assert grok.critical_sizes(data, np.tile(chance[:, None], (1, 3)))[-1, 0] == pytest.approx(520 + 60 * math.log(9), abs=20)
-    assert grok.critical_sizes(data, np.zeros((7, 3)))[half, 0] > 800 and grok.critical_sizes(data, np.ones((7, 3)))[half, 0] < 200
-    low, _, high = grok.critical_sizes(data, np.tile([[0], [0], [0], [1], [1], [1], [1]], (1, 3)))[:, 0]
+    assert critical(np.tile(chance[:, None], (1, 3)))[-1, 0] == pytest.approx(520 + 60 * math.log(9), abs=20)
+    assert critical(np.zeros((7, 3)))[half, 0] > 800 and critical(np.ones((7, 3)))[half, 0] < 200
+    low, _, high = critical(np.tile([[0], [0], [0], [1], [1], [1], [1]], (1, 3)))[:, 0]
     assert 400 < low < high < 500
-    assert np.isnan(grok.critical_sizes(data, np.full((7, 3), np.nan))).all() and np.isnan(grok.critical_sizes(data, np.ones((7, 2)))[half, 1:]).all()
+    assert np.isnan(critical(np.full((7, 3), np.nan))).all() and np.isnan(critical(np.ones((7, 2)))[half, 1:]).all()
     assert grok.bounded(np.full(1001, 900.0), data) == "> 800 [> 800, > 800]"
 
 
