@@ -147,6 +147,41 @@ class LookUp(torch.autograd.Function):
         return F.embedding_bag(examples, gradient.contiguous(), offsets, mode="sum"), None, None, None
 
 
+class Ratio(torch.autograd.Function):
+    """Equal to read / weight[..., None]; the derivative that autograd has for it divides three times, this one multiplies."""
+
+    @staticmethod
+    def forward(ctx, read, weight):
+        """read (..., n), weight (...) -> (..., n)."""
+        inverse = weight.reciprocal()
+        ratio = read * inverse[..., None]
+        ctx.save_for_backward(ratio, inverse)
+        return ratio
+
+    @staticmethod
+    def backward(ctx, gradient):
+        """gradient (..., n) -> (..., n) and (...)."""
+        ratio, inverse = ctx.saved_tensors
+        return gradient * inverse[..., None], -(gradient * ratio).sum(-1) * inverse
+
+
+class ReLU(torch.autograd.Function):
+    """Equal to F.relu, in place both ways: the widest tensors of a step take no new memory."""
+
+    @staticmethod
+    def forward(ctx, x):
+        """x of any shape, overwritten."""
+        ctx.mark_dirty(x.relu_())
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        """gradient of the shape of x, overwritten."""
+        x, = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward.grad_input(gradient, x, 0, grad_input=gradient)
+
+
 class Inputs:
     """Token sequences of a population, (R, N, T), and which rows of the table of attention each of them reads."""
 
@@ -211,8 +246,7 @@ class Block(nn.Module):
         found = LookUp.apply(terms[:, :-1].flatten(0, 1), inputs.index, inputs.examples, inputs.offsets)
         total = found.view(len(rows), -1, terms.shape[-1]) + terms[:, -1:]                    # (R, N, d + heads)
         read, weight = total.split([rows.shape[-1], self.heads], -1)
-        inverse = weight.log().neg().exp()      # the gradient of 1 / weight would square the range; dividing is slower
-        return (read.unflatten(-1, (self.heads, -1)) * inverse[..., None]).flatten(-2)
+        return Ratio.apply(read.unflatten(-1, (self.heads, -1)), weight).flatten(-2)
 
     def add(self, x, read, share):
         """The residual stream x (R, n or 1, d) after read (R, n, d) from attention and the feed-forward layer.
@@ -220,7 +254,8 @@ class Block(nn.Module):
         share (R, n, 2), if not None, tells which half of the feed-forward units serves an example.
         """
         x = torch.baddbmm(x, read, self.output)
-        units = torch.baddbmm(self.mlp_in_bias[:, None], x, self.mlp_in).relu_()              # (R, n, 4d)
+        units = torch.baddbmm(self.mlp_in_bias[:, None], x, self.mlp_in)                      # (R, n, 4d)
+        units = F.relu(units) if torch.compiler.is_compiling() else ReLU.apply(units)         # the compiler fuses the plain one
         if share is not None:
             units = (units.unflatten(-1, (2, -1)) * share[..., None]).flatten(-2)
         return torch.baddbmm(x + self.mlp_out_bias[:, None], units, self.mlp_out)
@@ -282,19 +317,22 @@ def cross_entropy(logits, labels):
 
 
 class CrossEntropy(torch.autograd.Function):
-    """Equal to F.cross_entropy (reduction sum); its gradient, softmax - one-hot, takes two passes instead of four."""
+    """Equal to F.cross_entropy (reduction sum); its gradient, softmax - one-hot, takes no second exp and no new memory.
+
+    Where a probability underflows the value is infinite, the gradient is not.
+    """
 
     @staticmethod
     def forward(ctx, logits, labels):
         """logits (..., p), labels (...) -> a scalar."""
-        ctx.log_softmax, ctx.labels = F.log_softmax(logits, -1), labels[..., None]
-        return -ctx.log_softmax.gather(-1, ctx.labels).sum()
+        ctx.softmax, ctx.labels = logits.softmax(-1), labels[..., None]
+        return -ctx.softmax.gather(-1, ctx.labels).log().sum()
 
     @staticmethod
     def backward(ctx, gradient):
-        """gradient, a scalar -> (..., p)."""
-        softmax = ctx.log_softmax.exp()
-        return softmax.scatter_add_(-1, ctx.labels, -torch.ones_like(ctx.labels, dtype=softmax.dtype)).mul_(gradient), None
+        """gradient, a scalar -> (..., p), in the memory of the softmax: once."""
+        softmax, ctx.softmax = ctx.softmax, None
+        return softmax.mul_(gradient).scatter_add_(-1, ctx.labels, -gradient.expand(ctx.labels.shape)), None
 
 
 def training_loss(logits, labels, kind):

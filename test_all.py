@@ -153,6 +153,14 @@ def test_look_up_equals_embedding_sum():
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
 
 
+def test_gradients_written_by_hand_equal_numerical_ones():
+    draw = torch.Generator().manual_seed(0)
+    read, weight, x = (torch.randn(shape, generator=draw, dtype=torch.double).requires_grad_() for shape in ((2, 5, 3, 4), (2, 5, 3), (4, 6)))
+    assert torch.autograd.gradcheck(common.Ratio.apply, (read, weight.detach().exp().requires_grad_()))
+    assert torch.autograd.gradcheck(lambda x: common.ReLU.apply(2 * x), x)
+    torch.testing.assert_close(common.ReLU.apply(2 * x), F.relu(2 * x), rtol=0, atol=0)
+
+
 def test_attention_by_table_survives_scores_far_apart():
     """Scores 60 apart in a head, as seen in training, once overflowed in the backward pass."""
     runs = runs_of(2)
