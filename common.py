@@ -45,7 +45,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: every field that its result depends on, and nothing else.
+    """One training run: every field that its result depends on, and the experiment that it belongs to.
 
     task is 'addition' (a + b) mod p, 'squared_addition' (a + b)^2 mod p, or 'random': a random label for each
     unordered pair {a, b}. data of the p*p ordered pairs train, the rest validate. memorize adds that many
@@ -396,10 +396,10 @@ def circuits(logits, data):
             "memory_acc": mean_over(memory.flatten(1), data.train[:, pair].flatten(1))}
 
 
-def fourier_concentration(embed, p, top=5):
-    """Share of the Fourier power of number embeddings (R, >= p, d) over the tokens in the strongest frequencies, (R,)."""
+def fourier_concentration(embed, p):
+    """Share of the Fourier power of number embeddings (R, >= p, d) over the tokens in the five strongest frequencies, (R,)."""
     power = torch.fft.rfft(embed[:, :p], dim=1)[:, 1:].abs().square().sum(-1)                 # (R, p // 2)
-    return power.topk(min(top, power.shape[1]), dim=1).values.sum(1) / power.sum(1)
+    return power.topk(min(5, power.shape[1]), dim=1).values.sum(1) / power.sum(1)
 
 
 @torch.no_grad()
@@ -434,7 +434,7 @@ def training_step(model, optimizer, data, compiled):
     """A function that makes one optimization step of the population."""
     def loss():
         with torch.autocast(data.labels.device.type, torch.bfloat16, data.run.precision == "bfloat16", cache_enabled=False):
-            return training_loss(model(data.inputs), data.labels, data.run.loss)
+            return training_loss(model(data.inputs).float(), data.labels, data.run.loss)
     if compiled:
         torch._dynamo.reset()       # each population has shapes of its own
         loss = torch.compile(loss, dynamic=False)
@@ -481,20 +481,18 @@ def train(runs, device, compiled=False, checkpoint=None, tick=lambda step, measu
     if state:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        start, history = state["step"], defaultdict(list, state["history"])
-    stages = {0: [replace(r, data=r.first_data) for r in runs], run.steps // 2: runs} if run.first_data else {0: runs}
-    stage = None
+        start, history = state["step"] + 1, defaultdict(list, state["history"])
+    change = run.steps // 2 + 1 if run.first_data else 0        # the step from which on training is on data, not on first_data
     for now in range(start, run.steps + 1):
-        if stage != (stage := max(begin for begin in stages if begin < max(now, 1))):
-            data = Population(stages[stage], device)
+        if now in (start, change):
+            data = Population([replace(r, data=r.first_data) for r in runs] if now < change else runs, device)
             step, captured = training_step(model, optimizer, data, compiled), max(now, WARMUP) + 4
-        if now > start:
-            for group in optimizer.param_groups:
-                group.update(lr=run.lr * min(1, now / WARMUP), capturable=on_gpu)
+        if now > 0:
+            optimizer.param_groups[0].update(lr=run.lr * min(1, now / WARMUP), capturable=on_gpu)
             if on_gpu and not compiled and now == captured:
                 step = capture(step, optimizer)
             step()
-        if now in due and not (state and now == start):
+        if now in due:
             torch.set_float32_matmul_precision("highest")
             measures = {"step": torch.full((len(runs),), float(now))}
             measures |= {name: value.cpu() for name, value in evaluate(model, data).items()}
@@ -647,9 +645,11 @@ def sweep(runs, options):
             raise
     if live:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
-    options.runs_trained, options.speed = sum(map(len, mine)), round(run_steps() / (time.monotonic() - begun), 1)
+    here = torch.tensor([sum(map(len, mine)), run_steps()], dtype=torch.float64)
     if world > 1:
+        dist.all_reduce(here)       # sums over the ranks
         dist.barrier()
+    options.runs_trained, options.speed = int(here[0]), round(here[1].item() / (time.monotonic() - begun), 1)
     done = load_histories(folder) if rank == 0 else {}
     return {run: done[run] for run in runs} if rank == 0 else None
 
@@ -696,7 +696,7 @@ def parameters(run):
 def row(run, history):
     """A line of runs.csv: the run, the last value of each measure, and what its curves went through."""
     beside = history["val_acc_unmirrored"][history["memorize_acc"] >= MEMORIZED] if run.memorize else []
-    return {**{f.name: getattr(run, f.name) for f in fields(Run)}, "params": parameters(run),
+    return {**asdict(run), "params": parameters(run),
             "operator": int(run.operator), "split": int(run.split),
             **{name: float(values[-1]) for name, values in history.items() if name != "step"},
             "best_val_acc": float(history["val_acc"].max()), "best_val_acc_unmirrored": float(history["val_acc_unmirrored"].max()),
@@ -705,24 +705,21 @@ def row(run, history):
             "generalized_at": first_step(history["step"], history["val_acc_unmirrored"], GENERALIZED), "dynamic": dynamic(history)}
 
 
-def interval(values, draws=10_000):
+def interval(values):
     """Mean of values and its 95% bootstrap interval over seeds: (mean, low, high); None and NaN are left out.
 
     The interval is NaN for fewer than 3 values; with 3 it covers the mean about 3 times in 4, with 11 it is near 95%.
     """
-    values = np.array([v for v in values if v is not None and np.isfinite(v)], dtype=float)
-    if len(values) < 3:
-        return float(values.mean()) if len(values) else math.nan, math.nan, math.nan
-    means = resampled_means(values, draws=draws)
+    values = np.array(values, dtype=float)      # None becomes NaN
+    means = resampled_means(values[np.isfinite(values)], draws=10_000)
     return float(means[0]), *map(float, np.percentile(means[1:], [2.5, 97.5]))
 
 
 def size_curve(rows, task, data, measure="val_acc_unmirrored"):
     """Hidden sizes, ascending, and the seeds' values at each, (sizes, seeds); NaN for a run that diverged."""
-    found = {hidden: [line[measure] if line[measure] is not None else np.nan for line in cell]
-             for (t, hidden, d), cell in by_cell(rows).items() if (t, d) == (task, data)}
+    found = {hidden: [line[measure] for line in cell] for (t, hidden, d), cell in by_cell(rows).items() if (t, d) == (task, data)}
     sizes = sorted(found)
-    return np.array(sizes), np.array([found[size] for size in sizes])
+    return np.array(sizes), np.array([found[hidden] for hidden in sizes], dtype=float)      # None becomes NaN
 
 
 def dip(means):
@@ -902,7 +899,7 @@ def set_up(options):
         options.device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     try:
         torch.zeros(1, device=options.device)
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError):
         fail(f"--device {options.device}: not a device of this machine; allowed are auto, cpu, and cuda, cuda:N or mps where there is one")
     options.workers = (options.threads or THREADS) if options.device == "cpu" else 1
     torch.set_num_threads(1)
@@ -914,14 +911,11 @@ def set_up(options):
 
 def command_line(script, doc, experiments):
     """Settings and options from the command line; in a notebook, the defaults. experiments: {name: (presets, ...)}."""
-    words, name = sys.argv[1:] if Path(sys.argv[0]).name == script else [], next(iter(experiments))
-    folder = Path(script).stem
-    if words and not words[0].startswith("-"):
-        name = words.pop(0)
-        if name not in experiments:
-            fail(f"{name}: not an experiment; allowed are {', '.join(experiments)}")
-        folder += f"-{name}" if name != next(iter(experiments)) else ""
-    presets = experiments[name][0]
+    words, default = sys.argv[1:] if Path(sys.argv[0]).name == script else [], next(iter(experiments))
+    name = words.pop(0) if words and not words[0].startswith("-") else default
+    if name not in experiments:
+        fail(f"{name}: not an experiment; allowed are {', '.join(experiments)}")
+    folder, presets = Path(script).stem + (f"-{name}" if name != default else ""), experiments[name][0]
     parser = argparse.ArgumentParser(prog=f"{script} [{' | '.join(experiments)}]" if len(experiments) > 1 else script,
                                      description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = fail         # one line, without the usage in front
@@ -930,8 +924,9 @@ def command_line(script, doc, experiments):
                         " (default: paper on cuda, quick otherwise)")
     settings = fields(next(iter(presets.values())))
     for f in settings:
-        meta, kind = f.metadata, int if f.type == tuple[int, ...] else f.type
-        parser.add_argument("--" + f.name.replace("_", "-"), nargs="+" if f.type == tuple[int, ...] else None,
+        meta, several = f.metadata, f.type == tuple[int, ...]
+        kind = int if several else f.type
+        parser.add_argument("--" + f.name.replace("_", "-"), nargs="+" if several else None,
                             type=str if kind is str else value_of(kind, meta["minimum"]),
                             choices=meta["choices"], help=meta["help"])
     parser.add_argument("--out", type=Path, help=f"directory of the results (default: results/{folder}-SCALE)")
@@ -1006,7 +1001,7 @@ def print_table(lines):
 def print_results(rows, claims):
     """A line for each cell of the grid, a line for each run that diverged, and the verdicts."""
     def mean(cell, name):
-        values = [line[name] for line in cell if line.get(name) is not None]
+        values = [line[name] for line in cell if line[name] is not None]
         return f"{np.mean(values):.3g}" if values else "-"
     names = [name for name in ("experiment", "task", "layers", "hidden", "data", "first_data", "memorize", "split")
              if name in ("hidden", "data") or len({line[name] for line in rows}) > 1]
@@ -1016,7 +1011,7 @@ def print_results(rows, claims):
         [*map(str, key), count_dynamics(cell), *(mean(cell, name) for name in measures)] for key, cell in by_cell(rows, *names).items()])
     for line in rows:
         if line["dynamic"] == "diverged":
-            print(f"diverged: {line['task']} hidden {line['hidden']} D {line['data']} seed {line['seed']}")
+            print("diverged:", ", ".join(f"{name} {line[name]}" for name in [*names, "seed"]))
     print()
     holds = {True: "yes", False: "NO", None: "-"}
     print_table([["claim", "paper", "measured", "holds"], *([c["claim"], c["paper"], c["measured"], holds[c["holds"]]] for c in claims)])
@@ -1030,7 +1025,7 @@ def reproduce(script, doc, **experiments):
     """
     begun, (name, settings, options, scale) = time.monotonic(), command_line(script, doc, experiments)
     _, grid, draw, judge = experiments[name]
-    runs, rank = grid(settings), int(os.environ.get("RANK", 0))
+    runs, rank = list(dict.fromkeys(grid(settings))), int(os.environ.get("RANK", 0))      # each once
     check(runs)
     gpu = options.device.startswith("cuda")
     summary = {"command": " ".join([script, *sys.argv[1:]]),
@@ -1078,6 +1073,8 @@ def reproduce(script, doc, **experiments):
     finally:
         if lock:
             lock.close()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 # benchmark: python common.py
@@ -1089,7 +1086,7 @@ def seconds_per_call(functions, device, rounds):
     CPU time of the process on a CPU (all threads), wall-clock time elsewhere.
     """
     def clock():
-        if str(device).startswith("cuda"):
+        if device.startswith("cuda"):
             torch.cuda.synchronize()
         return time.process_time() if device == "cpu" else time.perf_counter()
     taken = {name: [] for name in functions}

@@ -62,7 +62,7 @@ def draw(settings, rows, curves):
     tasks = [(task, sizes) for task, sizes in (("addition", settings.data), ("squared_addition", settings.squared_data)) if sizes]
     figure = Figure(figsize=(6.2 * len(tasks) + 1, 6.4), layout="constrained")
     axes = figure.subplots(2, len(tasks), sharex=True, sharey="row", squeeze=False, height_ratios=(3, 1))
-    dips, formula = False, {"addition": f"(a + b) mod {settings.p}", "squared_addition": f"(a + b)$^2$ mod {settings.p}"}
+    verdicts, formula = set(), {"addition": f"(a + b) mod {settings.p}", "squared_addition": f"(a + b)$^2$ mod {settings.p}"}
     for (top, bottom), (task, sizes) in zip(axes.T, tasks):
         shades = {data: str(0.6 * i / len(sizes)) for i, data in enumerate(sorted(sizes))}
         means = {}
@@ -79,9 +79,9 @@ def draw(settings, rows, curves):
                 top.scatter(size, mean, color=COLORS[most], s=50, zorder=4, edgecolors="white", linewidths=0.6)
                 top.scatter([size] * len(seeds), each, s=7, alpha=0.6, zorder=3,
                             color=[COLORS[line["dynamic"]] for line in seeds])
-            _, where, _, _, kind = dip_interval(values)
-            if kind == "dip":
-                dips = True
+            _, where, _, _, verdict = dip_interval(values)
+            verdicts.add(verdict)
+            if verdict == "dip":
                 top.annotate("dip", (hidden[where], means[data][where]), (0, 26), textcoords="offset points", ha="center",
                              arrowprops={"arrowstyle": "->"})
         for data in means:      # label a curve where it is farthest from the others
@@ -99,7 +99,8 @@ def draw(settings, rows, curves):
     seen = [kind for kind in COLORS if any(line["dynamic"] == kind for line in rows)]
     marks = [axes[0, -1].scatter([], [], c=COLORS[kind], s=45, label=kind) for kind in seen]
     figure.legend(handles=marks, loc="outside lower center", ncols=len(seen), fontsize=9, title="dynamic of most runs (small: of each run)")
-    finding = "Wider models can generalize worse before they generalize better" if dips else "No dip in this range of hidden sizes"
+    finding = ("Wider models can generalize worse before they generalize better" if "dip" in verdicts else
+               "Too few seeds to tell a dip from none" if "undecided" in verdicts else "No dip in this range of hidden sizes")
     figure.suptitle(f"{finding} (mean of {settings.seeds} seeds, 95% interval, step {settings.steps})")
     return {"double_descent.png": figure}
 
@@ -148,7 +149,7 @@ def judge(settings, rows, curves):
         if zero:
             seeds = sorted({line["seed"] for line in zero})
             mean, low, high = interval([np.mean([line["val_acc"] for line in zero if line["seed"] == seed and line["val_acc"] is not None]) for seed in seeds])
-            claims.append(claim(f"{task}, D = {data}, d = {' '.join(map(str, sizes))}: val_acc", "zero", f"{mean:.2f} [{low:.2f}, {high:.2f}]", high < 0.1))
+            claims.append(claim(f"{task}, D = {data}, d = {' '.join(map(str, sizes))}: val_acc", "zero", f"{mean:.2f} [{low:.2f}, {high:.2f}]", None if np.isnan(high) else high < 0.1))
     return claims
 
 

@@ -34,7 +34,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from common import COLORS, FLOOR, Run, Settings, by_cell, claim, count_dynamics, dip_interval, fail, first_step, interval, option
+from common import COLORS, FLOOR, Settings, by_cell, claim, count_dynamics, dip_interval, fail, first_step, interval, option
 from common import parameters, reproduce, resampled_means, size_curve
 
 DYNAMICS = ("progression", "ungrokking", "semi-grokking", "grokking")
@@ -62,10 +62,15 @@ def grid(settings):
             for hidden, data in zip(settings.hidden, settings.data) for seed in range(settings.seeds)]
 
 
+def members(rows, **cell):
+    """Indices of the runs of a cell, such as members(rows, hidden=8, data=400)."""
+    return [i for i, line in enumerate(rows) if all(line[name] == value for name, value in cell.items())]
+
+
 def cells(settings, rows, curves):
     """For each of the four cells its rows and its curves, {measure: (seeds, evaluations)}."""
-    for cell in zip(settings.hidden, settings.data):
-        member = [i for i, line in enumerate(rows) if (line["hidden"], line["data"]) == cell]
+    for hidden, data in zip(settings.hidden, settings.data):
+        member = members(rows, hidden=hidden, data=data)
         yield [rows[i] for i in member], {name: values[member] for name, values in curves.items()}
 
 
@@ -87,10 +92,9 @@ def draw_dynamics(settings, rows, curves):
     for column, (lines, history) in zip(axes.T, cells(settings, rows, curves)):
         for axis, (label, measures) in zip(column, PANELS):
             for name, (text, color) in measures.items():
-                for i, values in enumerate(history[name]):
-                    axis.plot(history["step"][i][1:], values[1:], color=color, lw=1.2, alpha=0.8, label=text if i == 0 else None)
+                axis.plot(history["step"].T[1:], history[name].T[1:], color=color, lw=1.2, alpha=0.8)[0].set_label(text)
             axis.grid(alpha=0.25)
-        kind = max((line["dynamic"] for line in lines), key=[line["dynamic"] for line in lines].count)
+        kind = Counter(line["dynamic"] for line in lines).most_common(1)[0][0]
         column[0].set_title(count_dynamics(lines).replace(", ", ",\n") + f"\nhidden {lines[0]['hidden']}, D = {lines[0]['data']}",
                             color=COLORS[kind], fontweight="bold")
         column[0].set_ylim(-0.03, 1.03)
@@ -112,8 +116,8 @@ def draw_progression(settings, rows, curves):
     axes = figure.subplots(2, len(lines), sharex=True, sharey="row", squeeze=False)
     for i, line in enumerate(lines):
         steps = history["step"][i]
-        axes[0, i].plot(steps, history["train_acc"][i], color="#009E73", label="train")
-        axes[0, i].plot(steps, history["val_acc_unmirrored"][i], color="#D55E00", label="validation")
+        for name, (text, color) in PANELS[0][1].items():
+            axes[0, i].plot(steps, history[name][i], color=color, label=text)
         axes[1, i].plot(steps, history["norm"][i], color="#000000")
         axes[0, i].set_title(f"seed {line['seed']}: {line['dynamic']}", color=COLORS[line["dynamic"]])
         axes[1, i].set_xlabel("optimization step")
@@ -136,7 +140,7 @@ def draw(settings, rows, curves):
 
 def norm_change(steps, accuracy, norm):
     """Relative change of the norm while validation accuracy rises from 1/10 to 9/10 of its best; None below FLOOR."""
-    if accuracy.max() < FLOOR:
+    if not accuracy.max() >= FLOOR:      # NaN too
         return None
     begin, end = (first_step(steps, accuracy, share * accuracy.max()) for share in (0.1, 0.9))
     return norm[steps == end][0] / norm[steps == begin][0] - 1
@@ -165,9 +169,10 @@ def judge(settings, rows, curves):
     history, grown, lost = found["grokking"][1], [], []
     for steps, val_acc, share, memory in zip(*(history[k] for k in ("step", "val_acc_unmirrored", "circuit_share", "memory_acc"))):
         half, tenth = first_step(steps, val_acc, 0.5), first_step(steps, share, 0.1)
-        forgotten = first_step(steps, -memory, -0.5, after=first_step(steps, memory, 0.5) or 0)
+        known = first_step(steps, memory, 0.5)
+        forgotten = known and first_step(steps, -memory, -0.5, after=known)
         grown.append(tenth / half if half and tenth else None)
-        lost.append((forgotten or steps[-1]) / half if half else None)      # not fallen by the last step: at least that
+        lost.append((forgotten or steps[-1]) / half if half and known else None)      # not fallen by the last step: at least that
     claims.append(verdict("grokking: step of circuit share 0.1 / of validation 0.5", "before (inferred)", grown, (1, "below")))
     claims.append(verdict("grokking: step of memory accuracy below 0.5 / of validation 0.5", "after (inferred)", lost, (1, "above")))
     return claims
@@ -202,31 +207,15 @@ def phase_grid(settings):
         fail("--hidden and --data: at least two values of each are needed for a phase diagram")
     side = range(min(settings.seeds, settings.side_seeds))
     return [*(settings.run("addition", hidden, data, seed, experiment="plane")
-              for hidden in sorted(set(settings.hidden)) for data in sorted(set(settings.data)) for seed in range(settings.seeds)),
-            *(settings.run("random", hidden, settings.p**2, seed, experiment="capacity")
-              for hidden in sorted(set(settings.hidden)) for seed in side),
+              for hidden in settings.hidden for data in settings.data for seed in range(settings.seeds)),
+            *(settings.run("random", hidden, settings.p**2, seed, experiment="capacity") for hidden in settings.hidden for seed in side),
             *(settings.run("addition", settings.ungrok_hidden, data, seed, experiment="ungrokking", steps=2 * settings.steps, first_data=max(settings.data))
-              for data in sorted(set(settings.ungrok_data)) for seed in side)]
+              for data in settings.ungrok_data for seed in side)]
 
 
-def values_at(rows, curves, experiment, measure, share=1.0, **cell):
-    """A measure of each seed of a cell of an experiment, (seeds,), at the evaluation nearest to a share of its steps."""
-    chosen = [i for i, line in enumerate(rows) if line["experiment"] == experiment and all(line[k] == v for k, v in cell.items())]
-    return np.array([curves[measure][i, np.nanargmin(abs(curves["step"][i] - share * rows[i]["steps"]))] for i in chosen])
-
-
-def fit_logistic(data, accuracy):
-    """Centre and width of the logistic curve in D nearest to accuracy (..., sizes of D), by least squares over a fine grid.
-
-    No narrower than a fifth of the spacing of D: that fixes the centre where accuracy jumps between two neighbours. NaN
-    where an accuracy is.
-    """
-    span, spacing = data[-1] - data[0], np.diff(data).min()
-    centre, width = (each.ravel() for each in np.meshgrid(np.linspace(data[0] - span / 2, data[-1] + span / 2, 241), spacing * np.geomspace(0.2, 8, 16)))
-    fits = 1 / (1 + np.exp((centre[:, None] - data) / width[:, None]))                        # (fits, sizes of D)
-    best = ((fits**2).sum(1) - 2 * accuracy @ fits.T).argmin(-1)                              # squared error less a constant
-    unknown = np.where(np.isnan(accuracy).any(-1), np.nan, 0)
-    return centre[best] + unknown, width[best] + unknown
+def val_acc_at(rows, curves, share, **cell):
+    """Validation accuracy of each seed of a cell, (seeds,), at the evaluation nearest to a share of its steps."""
+    return np.array([curves["val_acc_unmirrored"][i, np.nanargmin(abs(curves["step"][i] - share * rows[i]["steps"]))] for i in members(rows, **cell)])
 
 
 LEVELS = (FLOOR, 0.5, 0.9)      # a critical size is where the fit to the mean validation accuracy crosses a level
@@ -235,10 +224,16 @@ LEVELS = (FLOOR, 0.5, 0.9)      # a critical size is where the fit to the mean v
 def critical_sizes(data, accuracy):
     """D_crit (figure 3) at each of LEVELS, for mean validation accuracies (1 + draws, sizes of D): (levels, 1 + draws).
 
-    It may lie up to half the range outside of data: then it is no more than a bound.
+    Where the nearest logistic curve in D crosses the level, by least squares over a fine grid; NaN where an accuracy is.
+    It is no narrower than a fifth of the spacing of D, which fixes its centre where accuracy jumps between two neighbours,
+    and may lie up to half the range outside of data: then the result is no more than a bound.
     """
-    centre, width = fit_logistic(np.asarray(data), accuracy)
-    return centre + width * np.log(np.divide(LEVELS, np.subtract(1, LEVELS)))[:, None]
+    span, spacing = data[-1] - data[0], np.diff(data).min()
+    centre, width = (each.ravel() for each in np.meshgrid(np.linspace(data[0] - span / 2, data[-1] + span / 2, 241), spacing * np.geomspace(0.2, 8, 16)))
+    fits = 1 / (1 + np.exp((centre[:, None] - data) / width[:, None]))                        # (fits, sizes of D)
+    best = ((fits**2).sum(1) - 2 * accuracy @ fits.T).argmin(-1)                              # squared error less a constant
+    crossed = centre[best] + width[best] * np.log(np.divide(LEVELS, np.subtract(1, LEVELS)))[:, None]
+    return np.where(np.isnan(accuracy).any(-1), np.nan, crossed)
 
 
 def most_known(rows, curves, hidden, share=1.0):
@@ -246,9 +241,8 @@ def most_known(rows, curves, hidden, share=1.0):
 
     Accuracy times p*p is the memorization capacity in examples (figure 4).
     """
-    chosen = [i for i, line in enumerate(rows) if (line["experiment"], line["hidden"]) == ("capacity", hidden)]
-    known = [curves["step"][i] <= share * rows[i]["steps"] for i in chosen]
-    return tuple(np.array([best(curves[name][i][steps]) for i, steps in zip(chosen, known)]) for name, best in (("train_acc", np.max), ("train_loss", np.min)))
+    known = {i: curves["step"][i] <= share * rows[i]["steps"] for i in members(rows, experiment="capacity", hidden=hidden)}
+    return tuple(np.array([best(curves[name][i][steps]) for i, steps in known.items()]) for name, best in (("train_acc", np.max), ("train_loss", np.min)))
 
 
 def capacity_bits(p, loss):
@@ -294,12 +288,12 @@ class Measured:
     capacity: np.ndarray        # memorization capacity in examples, accuracy on random labels times p*p (1 + draws, sizes)
 
 
-def measured(settings, rows, curves, share=1.0):
-    """Both curves and the accuracies, at a share of the steps."""
+def measured(settings, rows, curves, share=1.0, seeds=slice(None)):
+    """Both curves and the accuracies, at a share of the steps, the critical size from these seeds."""
     hidden, data = np.array(sorted(set(settings.hidden))), np.array(sorted(set(settings.data)))
     accuracy, capacity = [], []
     for seed, h in enumerate(hidden):
-        values = np.array([values_at(rows, curves, "plane", "val_acc_unmirrored", share, hidden=h, data=d) for d in data])
+        values = np.array([val_acc_at(rows, curves, share, experiment="plane", hidden=h, data=d)[seeds] for d in data])
         accuracy.append(resampled_means(values, seed, draws=1000))
         capacity.append(resampled_means(most_known(rows, curves, h, share)[0], seed, draws=1000))
     critical = np.stack([critical_sizes(data, each) for each in accuracy], -1)                # (levels, 1 + draws, sizes)
@@ -313,7 +307,7 @@ def within(draws, tried):
 
 def zone(data, low, high, capacity):
     """The dynamic that the two curves predict for D, with the critical size as the range from low to high (paper section 3)."""
-    return DYNAMICS[0] if data > capacity else DYNAMICS[1] if data < low else DYNAMICS[2] if data < high else DYNAMICS[3]
+    return "progression" if data > capacity else "ungrokking" if data < low else "semi-grokking" if data < high else "grokking"
 
 
 def observed(lines):
@@ -457,28 +451,31 @@ def judge_capacity(settings, rows, curves, before, now):
               claim("capacity: change over the second half of the steps", "- (converged: 2%)", f"{grown[most]:+.1%} at most (d = {now.hidden[most]})",
                     None if np.isnan(grown).any() else (abs(grown) < 0.02).all())]
     for h in now.hidden[below]:
-        bits, network = capacity_bits(settings.p, most_known(rows, curves, h)[1]), Run("random", settings.p, h, 1, 0, 1, 1, 1)
+        bits, network = capacity_bits(settings.p, most_known(rows, curves, h)[1]), settings.run("random", h, 1, 0)
         claims.append(claim(f"capacity at d = {h}: bits a parameter", "- (elsewhere 2 to 3.6)",
                             "{:.2f} [{:.2f}, {:.2f}]".format(*(np.array(interval(bits)) / parameters(network))), None))
     return claims
 
 
-def judge_diagram(settings, rows, now):
-    """Claims on figure 1: that the curves cross once, that the zones hold what the paper says, and where double descent shows."""
+def judge_diagram(settings, rows, now, halves):
+    """Claims on figure 1: that the curves cross once, that the zones hold what the paper says, and where double descent shows.
+
+    halves: what one half of the seeds measured, and the other; the zones of each are held against the runs of the other.
+    """
     size, where = crossing(now.hidden, now.critical[0.5], now.capacity)
     above, runs, text = now.capacity[0] > now.critical[0.5][0], plane(rows), "not in this range"
     if np.isfinite(size[0]):
-        at, network = np.searchsorted(now.hidden, size[0]), Run("addition", settings.p, size[0], 1, 0, 1, 1, 1)
+        at, network = np.searchsorted(now.hidden, size[0]), settings.run("addition", size[0], 1, 0)
         text = f"d = {bounded(size, now.hidden)}, {parameters(network):,.0f} parameters, D = {bounded(where, now.data)}"
         text += "" if within(now.critical[0.5], now.data)[at - 1:at + 1].all() else ", from a critical size out of range"
     known = np.isfinite(now.capacity[0] + now.critical[0.5][0]).all()
-    claims = [claim("fig 1: the two curves cross once", "once", text, np.abs(np.diff(above)).sum() == 1 and above[-1] if known else None)]
+    claims = [claim("fig 1: the two curves cross once", "once", text, np.diff(above).sum() == 1 and above[-1] if known else None)]
     for which, memory in (("", now.capacity[0]), (", mirrored pairs counted once", mirrored_once(now.capacity[0], settings.p))):
-        pairs = [(zone(d, now.critical[FLOOR][0, i], now.critical[0.9][0, i], memory[i]), observed(runs[h, d]))
-                 for i, h in enumerate(now.hidden) for d in now.data]
-        agree = np.mean([predicted == seen for predicted, seen in pairs])
-        claims.append(claim(f"fig 1: the zones tell the dynamic in 3 of 4 cells{which}", "in all", f"in {agree:.0%} of {len(pairs)}",
-                            agree >= 0.75 if known else None))
+        pairs = [(zone(d, half.critical[FLOOR][0, i], half.critical[0.9][0, i], memory[i]), observed(runs[h, d][1 - part::2]))
+                 for part, half in enumerate(halves) for i, h in enumerate(now.hidden) for d in now.data]
+        agree = np.mean([predicted == seen for predicted, seen in pairs] or np.nan)
+        claims.append(claim(f"fig 1: the zones of half the seeds tell the dynamic of the others in 3 of 4 cells{which}", "in all",
+                            f"in {agree:.0%} of {len(pairs)}", agree >= 0.75 if known and pairs else None))
         for kind in DYNAMICS:
             seen = Counter(seen for predicted, seen in pairs if predicted == kind)
             claims.append(claim(f"in the zone of {kind}{which}", kind, ", ".join(f"{name} {count}" for name, count in seen.most_common()) or "no cell", None))
@@ -496,7 +493,7 @@ def judge_ungrokking(settings, rows, curves, now):
     claims, at = [], [i for i, h in enumerate(now.hidden) if h == settings.ungrok_hidden]
     known = now.critical[0.5][:, at[0]] if at else np.full(2, np.nan)
     for less in sorted(set(settings.ungrok_data)):
-        before, after = (values_at(rows, curves, "ungrokking", "val_acc_unmirrored", share, data=less) for share in (0.5, 1))
+        before, after = (val_acc_at(rows, curves, share, experiment="ungrokking", data=less) for share in (0.5, 1))
         mean, low, high = interval(after)
         least, most = known[0] if known[0] >= now.data[0] else 0, known[0] if known[0] <= now.data[-1] else np.inf      # a bound is no more
         expected = "forgets" if less < least else "keeps" if less > most else "-"
@@ -510,7 +507,8 @@ def judge_ungrokking(settings, rows, curves, now):
 def judge_phase(settings, rows, curves):
     """The paper's claims on figures 1, 3 and 4, the test of its framework, and the true ungrokking."""
     before, now = (measured(settings, rows, curves, share) for share in (0.5, 1.0))
-    return [*judge_critical(settings, before, now), *judge_capacity(settings, rows, curves, before, now), *judge_diagram(settings, rows, now),
+    halves = [measured(settings, rows, curves, seeds=slice(part, None, 2)) for part in (0, 1)] if settings.seeds > 1 else []
+    return [*judge_critical(settings, before, now), *judge_capacity(settings, rows, curves, before, now), *judge_diagram(settings, rows, now, halves),
             *judge_ungrokking(settings, rows, curves, now)]
 
 

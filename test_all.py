@@ -426,7 +426,7 @@ def test_the_framework_can_come_out_either_way():
         claims = {c["claim"]: c["holds"] for c in grok.judge_phase(*made_up_plane(agree))}
         assert claims["fig 3: the critical size falls with size"] is True
         assert claims["fig 4: memorization capacity rises with size"] is agree and claims["fig 1: the two curves cross once"] is agree
-        assert claims["fig 1: the zones tell the dynamic in 3 of 4 cells"] is agree
+        assert claims["fig 1: the zones of half the seeds tell the dynamic of the others in 3 of 4 cells"] is agree
         assert claims["grokked on D = 600, then D = 200 (critical size 350)"] is agree
 
 
