@@ -13,6 +13,7 @@ train a whole population, each run as if it were alone. With R = 1 this is the t
 # ///
 import argparse
 import csv
+import gc
 import hashlib
 import io
 import json
@@ -135,16 +136,20 @@ class LookUp(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, table, index, examples, offsets):
-        """table (rows, width), index (N, k) -> (N, width); examples[offsets[i]:offsets[i + 1]] name row i."""
-        ctx.inverse = examples, offsets
+    def forward(ctx, table, index, *inverse):
+        """table (rows, width), index (N, k) -> (N, width). inverse: members and offsets of the sums of the way back.
+
+        Sum i takes members[offsets[i]:offsets[i + 1]]: the examples that name row i, or in two rounds, parts of them.
+        """
+        ctx.inverse = inverse
         return F.embedding_bag(index, table, mode="sum")
 
     @staticmethod
     def backward(ctx, gradient):
         """gradient (N, width) -> (rows, width)."""
-        examples, offsets = ctx.inverse
-        return F.embedding_bag(examples, gradient.contiguous(), offsets, mode="sum"), None, None, None
+        for members, offsets in zip(ctx.inverse[::2], ctx.inverse[1::2]):
+            gradient = F.embedding_bag(members, gradient.contiguous(), offsets, mode="sum")
+        return gradient, None, *[None] * len(ctx.inverse)
 
 
 class Ratio(torch.autograd.Function):
@@ -183,16 +188,23 @@ class ReLU(torch.autograd.Function):
 
 
 class Inputs:
-    """Token sequences of a population, (R, N, T), and which rows of the table of attention each of them reads."""
+    """Token sequences of a population, (R, N, T), and which rows of the table of attention each of them reads.
 
-    def __init__(self, tokens, run):
+    longest: a sum of the way back has no more members, where one thread makes it alone (CUDA); an operator has thousands.
+    """
+
+    def __init__(self, tokens, run, longest=None):
         self.tokens = tokens
         (r, _, t), device = tokens.shape, tokens.device
         table = torch.arange(r * (t - 1), device=device).view(r, 1, t - 1) * run.vocabulary   # where each table begins
         self.index = (tokens[..., :-1] + table).flatten(0, 1)                                 # (R*N, T-1)
         row, order = self.index.flatten().sort(stable=True)
-        self.examples = order // (t - 1)                                                      # sorted by row
-        self.offsets = torch.searchsorted(row, torch.arange(r * (t - 1) * run.vocabulary, device=device))
+        rows = torch.arange(r * (t - 1) * run.vocabulary, device=device)
+        offsets = torch.searchsorted(row, rows)
+        self.inverse = order // (t - 1), offsets                                              # examples, sorted by row
+        if longest:
+            parts = ((torch.arange(len(row), device=device) - offsets[row]) % longest == 0).nonzero().flatten()
+            self.inverse = order // (t - 1), parts, torch.arange(len(parts), device=device), torch.searchsorted(row[parts], rows)
         minus = tokens[..., 1] == run.p + 2
         self.share = torch.stack([~minus, minus], -1).float() if run.split else None          # (R, N, 2)
 
@@ -243,7 +255,7 @@ class Block(nn.Module):
         middle = (score.amax(1, keepdim=True) + score.amin(1, keepdim=True)).detach() / 2     # cancels in the ratio
         weight = (score - middle).exp()
         terms = torch.cat([(weight[..., None] * value).flatten(2), weight], -1)               # (R, rows + 1, d + heads)
-        found = LookUp.apply(terms[:, :-1].flatten(0, 1), inputs.index, inputs.examples, inputs.offsets)
+        found = LookUp.apply(terms[:, :-1].flatten(0, 1), inputs.index, *inputs.inverse)
         total = found.view(len(rows), -1, terms.shape[-1]) + terms[:, -1:]                    # (R, N, d + heads)
         read, weight = total.split([rows.shape[-1], self.heads], -1)
         return Ratio.apply(read.unflatten(-1, (self.heads, -1)), weight).flatten(-2)
@@ -303,7 +315,13 @@ class Transformer(nn.Module):
         return sum(w.square().flatten(1).sum(1) for w in self.parameters()).sqrt()
 
 
-# training: one loop
+def parameters(run):
+    """Number of parameters of a run's model."""
+    d = run.hidden
+    return (run.vocabulary + run.length + run.p) * d + run.layers * (12 * d * d + 5 * d)
+
+
+# training: the loss and the data
 
 
 def cross_entropy(logits, labels):
@@ -340,7 +358,7 @@ def training_loss(logits, labels, kind):
     if kind == "exact":
         return cross_entropy(logits, labels).mean(-1).sum()
     if logits.is_cuda:      # where a deterministic scatter is a sort
-        return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="sum") / labels.shape[-1]
+        return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").sum() / labels.shape[-1]
     return CrossEntropy.apply(logits, labels) / labels.shape[-1]
 
 
@@ -352,12 +370,16 @@ class Population:
             return torch.stack(list(tensors)).to(device)
         run, tokens, labels = runs[0], *zip(*map(training_set, runs))
         self.run = run
-        self.inputs, self.labels = Inputs(stack(tokens), run), stack(labels)                  # (R, N, T), (R, N)
+        self.inputs = Inputs(stack(tokens), run, 128 if str(device).startswith("cuda") else None)    # (R, N, T)
+        self.labels = stack(labels)                                                           # (R, N)
         self.grid = Inputs(stack([sequences(run, torch.arange(run.p**2))] * len(runs)), run)  # every pair, (R, p*p, T)
         self.answers = stack(map(answers, runs))                                              # (R, p*p)
         self.train = stack(map(trained, runs))                                                # (R, p*p) bool
         ever = stack(trained(replace(r, data=max(r.data, r.first_data))) for r in runs)
         self.val, self.unmirrored = ~ever, ~ever & ~ever.unflatten(1, (run.p, run.p)).mT.flatten(1)
+
+
+# measures of a population at a step
 
 
 def mean_over(values, mask):
@@ -420,6 +442,9 @@ def evaluate(model, data):
     return measures
 
 
+# the loop
+
+
 def evaluation_steps(steps):
     """The steps after which a run is evaluated: 0, dense at the start on a log scale, then every hundredth of the run."""
     points = np.concatenate([[0], np.geomspace(1, steps, 60), np.linspace(steps / 100, steps, 100)])
@@ -449,7 +474,9 @@ def training_step(model, optimizer, data, compiled):
 def capture(step, optimizer):
     """The step as a CUDA graph: one launch instead of a hundred small kernels; the step itself where that fails."""
     optimizer.zero_grad()
+    optimizer.param_groups[0]["capturable"] = True
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    gc.collect()            # the graph of the population before
     torch.cuda.synchronize()
     try:
         with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream):
@@ -458,7 +485,7 @@ def capture(step, optimizer):
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        print(f"no CUDA graph, slower: {str(error).splitlines()[0]}", file=sys.stderr)
+        print(f"no CUDA graph, slower: {str(error.__context__ or error).splitlines()[0]}", file=sys.stderr)
         return step
 
 
@@ -475,7 +502,7 @@ def train(runs, device, compiled=False, checkpoint=None, tick=lambda step, measu
     precision = "high" if run.precision == "tf32" else "highest"
     torch.set_float32_matmul_precision(precision)
     optimizer = torch.optim.AdamW(model.parameters(), lr=run.lr, betas=(0.9, 0.98), eps=run.eps,
-                                  weight_decay=run.weight_decay, fused=True, capturable=on_gpu)
+                                  weight_decay=run.weight_decay, fused=True)
     start, history, saved, due = 0, defaultdict(list), time.monotonic(), set(evaluation_steps(run.steps))
     state = checkpoint and load_tensors(checkpoint)
     if state:
@@ -488,8 +515,8 @@ def train(runs, device, compiled=False, checkpoint=None, tick=lambda step, measu
             data = Population([replace(r, data=r.first_data) for r in runs] if now < change else runs, device)
             step, captured = training_step(model, optimizer, data, compiled), max(now, WARMUP) + 4
         if now > 0:
-            optimizer.param_groups[0].update(lr=run.lr * min(1, now / WARMUP), capturable=on_gpu)
-            if on_gpu and not compiled and now == captured:
+            optimizer.param_groups[0].update(lr=run.lr * min(1, now / WARMUP), capturable=False)
+            if on_gpu and now == captured:
                 step = capture(step, optimizer)
             step()
         if now in due:
@@ -591,6 +618,7 @@ def train_to_cache(population, options, tick):
     elif len(population) == 1:
         fail(f"--device {options.device}: too little memory for one run of hidden size {population[0].hidden}")
     else:
+        gc.collect()        # importing parts of torch late leaves cycles that hold the model
         torch.cuda.empty_cache()
         for half in (population[::2], population[1::2]):
             train_to_cache(half, options, tick)
@@ -654,7 +682,7 @@ def sweep(runs, options):
     return {run: done[run] for run in runs} if rank == 0 else None
 
 
-# output: rows, files, claims, figures
+# output: rows
 
 
 MEMORIZED, GENERALIZED, FLOOR = 0.99, 0.99, 0.1      # accuracies that separate the dynamics
@@ -687,12 +715,6 @@ def dynamic(history):
     return "grokking" if best >= GENERALIZED else "semi-grokking" if best >= FLOOR else "ungrokking"
 
 
-def parameters(run):
-    """Number of parameters of a run's model."""
-    d = run.hidden
-    return (run.vocabulary + run.length + run.p) * d + run.layers * (12 * d * d + 5 * d)
-
-
 def row(run, history):
     """A line of runs.csv: the run, the last value of each measure, and what its curves went through."""
     beside = history["val_acc_unmirrored"][history["memorize_acc"] >= MEMORIZED] if run.memorize else []
@@ -703,6 +725,9 @@ def row(run, history):
             **({"best_val_acc_memorized": float(max(beside, default=math.nan))} if run.memorize else {}),
             "memorized_at": first_step(history["step"], history["train_acc"], MEMORIZED),
             "generalized_at": first_step(history["step"], history["val_acc_unmirrored"], GENERALIZED), "dynamic": dynamic(history)}
+
+
+# statistics over seeds
 
 
 def interval(values):
@@ -768,6 +793,9 @@ def dip_interval(values):
     """
     low, high = np.percentile(dip_depths(values)[1:], [2.5, 97.5])
     return *dip(resampled_means(values)[0]), low, high, "dip" if low > DIP else "no dip" if high < DIP else "undecided"
+
+
+# claims and files
 
 
 def claim(text, paper, measured, holds):
@@ -912,6 +940,7 @@ def set_up(options):
 def command_line(script, doc, experiments):
     """Settings and options from the command line; in a notebook, the defaults. experiments: {name: (presets, ...)}."""
     words, default = sys.argv[1:] if Path(sys.argv[0]).name == script else [], next(iter(experiments))
+    command = " ".join([script, *words])
     name = words.pop(0) if words and not words[0].startswith("-") else default
     if name not in experiments:
         fail(f"{name}: not an experiment; allowed are {', '.join(experiments)}")
@@ -933,7 +962,7 @@ def command_line(script, doc, experiments):
     parser.add_argument("--fresh", action="store_true", help="ignore what was saved, and overwrite it")
     parser.add_argument("--plot-only", action="store_true", help="only redraw the figures of saved results")
     parser.add_argument("--compile", action="store_true", help="torch.compile the training step")
-    options = parser.parse_args(words)
+    options = parser.parse_args(words, argparse.Namespace(command=command))
     if options.fresh and options.plot_only:
         fail("--fresh and --plot-only: one or the other")
     set_up(options)
@@ -1028,7 +1057,7 @@ def reproduce(script, doc, **experiments):
     runs, rank = list(dict.fromkeys(grid(settings))), int(os.environ.get("RANK", 0))      # each once
     check(runs)
     gpu = options.device.startswith("cuda")
-    summary = {"command": " ".join([script, *sys.argv[1:]]),
+    summary = {"command": options.command,
                "configuration": {"script": script, "experiment": name, **json.loads(json.dumps(asdict(settings)))},
                "scale": scale, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
                "device": torch.cuda.get_device_name(options.device) if gpu else options.device, "threads": options.workers}
@@ -1129,7 +1158,7 @@ def benchmark():
 
     def step(runs, compiled=False):
         data, model = Population(runs, device), Transformer(runs).to(device)
-        optimizer = torch.optim.AdamW(model.parameters(), fused=True, capturable=device.startswith("cuda"))
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         return training_step(model, optimizer, data, compiled), optimizer
 
     def textbook():
@@ -1143,10 +1172,11 @@ def benchmark():
     if options.compile:
         functions["compiled"] = step(runs, compiled=True)[0]
     if device.startswith("cuda"):
-        packed, packed_optimizer = step(runs)
-        for _ in range(3):
-            packed()
-        functions["cuda graph"] = capture(packed, packed_optimizer)
+        for name, compiled in (("cuda graph", False), ("compiled cuda graph", True))[:1 + options.compile]:
+            packed, packed_optimizer = step(runs, compiled)
+            for _ in range(3):
+                packed()
+            functions[name] = capture(packed, packed_optimizer)
     taken = seconds_per_call(functions, device, 20)
     each = {name: 1e3 * seconds / (1 if name == "one at a time" else count) for name, seconds in taken.items()}
     best = min((name for name in each if name not in ("one at a time", "products")), key=each.get)

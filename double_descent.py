@@ -47,11 +47,15 @@ PRESETS = {
 }
 
 
+def tasks(settings):
+    """Both tasks, each with its training-set sizes."""
+    return ("addition", settings.data), ("squared_addition", settings.squared_data)
+
+
 def grid(settings):
     """The runs: every hidden size and D of both tasks with every seed."""
     return [settings.run(task, hidden, data, seed, experiment="double_descent")
-            for task, sizes in (("addition", settings.data), ("squared_addition", settings.squared_data))
-            for data in sizes for hidden in settings.hidden for seed in range(settings.seeds)]
+            for task, sizes in tasks(settings) for data in sizes for hidden in settings.hidden for seed in range(settings.seeds)]
 
 
 # the figure
@@ -59,11 +63,10 @@ def grid(settings):
 
 def draw(settings, rows, curves):
     """Figures 6 and 7: validation accuracy, and training accuracy beneath, against hidden size; a panel per task."""
-    tasks = [(task, sizes) for task, sizes in (("addition", settings.data), ("squared_addition", settings.squared_data)) if sizes]
-    figure = Figure(figsize=(6.2 * len(tasks) + 1, 6.4), layout="constrained")
-    axes = figure.subplots(2, len(tasks), sharex=True, sharey="row", squeeze=False, height_ratios=(3, 1))
+    figure = Figure(figsize=(13.4, 6.4), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 1))
     verdicts, formula = set(), {"addition": f"(a + b) mod {settings.p}", "squared_addition": f"(a + b)$^2$ mod {settings.p}"}
-    for (top, bottom), (task, sizes) in zip(axes.T, tasks):
+    for (top, bottom), (task, sizes) in zip(axes.T, tasks(settings)):
         shades = {data: str(0.6 * i / len(sizes)) for i, data in enumerate(sorted(sizes))}
         means = {}
         for data, shade in shades.items():
@@ -117,7 +120,7 @@ PAPER_ZEROS = {("addition", 2600): (24, 28, 32, 36, 40), ("squared_addition", 30
 def judge(settings, rows, curves):
     """Both predictions, the dip of each curve, and at paper scale the numbers that the paper states."""
     found, each = {}, []
-    for task, sizes in (("addition", settings.data), ("squared_addition", settings.squared_data)):
+    for task, sizes in tasks(settings):
         for data in sorted(sizes):
             hidden, values = size_curve(rows, task, data)
             depth, where, low, high, verdict = dip_interval(values)
@@ -128,28 +131,28 @@ def judge(settings, rows, curves):
                               None if paper is None or verdict == "undecided" else paper.startswith("no") == (verdict == "no dip")))
     claims = []
     if len(settings.data) > 1:
-        small, large = (found["addition", end(settings.data)] for end in (min, max))
+        small, large = found["addition", min(settings.data)], found["addition", max(settings.data)]
         claims.append(claim("prediction 1: addition dips for small D, not for large", f"dip at {min(settings.data)}, no dip at {max(settings.data)}",
                             f"{small}, {large}", None if "undecided" in (small, large) else (small, large) == ("dip", "no dip")))
     both = sorted(set(settings.squared_data) & set(settings.data))
     if both:
-        deeper, text = {}, []
+        deeper, text = [], []
         for data in both:
             hard, easy = (size_curve(rows, task, data)[1] for task in ("squared_addition", "addition"))
             difference = dip_depths(hard) - dip_depths(easy, 1)
             low, high = np.percentile(difference[1:], [2.5, 97.5])
             text.append(f"D = {data}: by {difference[0]:.2f} [{low:.2f}, {high:.2f}]")
             verdict = found["squared_addition", data]
-            deeper[data] = True if low > 0 and verdict == "dip" else False if high <= 0 or verdict == "no dip" else None
-        claims.append(claim("prediction 2: at one D the harder task dips deeper", "deeper", ", ".join(text), True if True in deeper.values() else
-                            None if None in deeper.values() else False))
+            deeper.append(True if low > 0 and verdict == "dip" else False if high <= 0 or verdict == "no dip" else None)
+        claims.append(claim("prediction 2: at one D the harder task dips deeper", "deeper", ", ".join(text),
+                            True in deeper or (None if None in deeper else False)))
     claims += each
     for (task, data), sizes in PAPER_ZEROS.items():
         zero = [line for line in rows if (line["p"], line["task"], line["data"]) == (113, task, data) and line["hidden"] in sizes]
         if zero:
-            seeds = sorted({line["seed"] for line in zero})
-            mean, low, high = interval([np.mean([line["val_acc"] for line in zero if line["seed"] == seed and line["val_acc"] is not None]) for seed in seeds])
-            claims.append(claim(f"{task}, D = {data}, d = {' '.join(map(str, sizes))}: val_acc", "zero", f"{mean:.2f} [{low:.2f}, {high:.2f}]", None if np.isnan(high) else high < 0.1))
+            mean, low, high = interval([np.nanmean(np.array([line["val_acc"] for line in seed], float)) for seed in by_cell(zero, "seed").values()])
+            claims.append(claim(f"{task}, D = {data}, d = {' '.join(map(str, sizes))}: val_acc", "zero", f"{mean:.2f} [{low:.2f}, {high:.2f}]",
+                                None if np.isnan(high) else high < 0.1))
     return claims
 
 

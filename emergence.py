@@ -154,13 +154,14 @@ def draw(settings, rows, curves):
     share.set(xlabel="parameters", ylabel="generalizing circuit's\nshare of the logits")
     share.xaxis.set_minor_formatter("")
     top = accuracy.secondary_xaxis("top")
-    top.set_xticks(list(ladder(rows)), labels=list(ladder(rows).values()), fontsize=8)
+    label, held = ladder(rows), suppressed(settings, rows)
+    top.set_xticks(list(label), labels=list(label.values()), fontsize=8)
     top.set_xticks([], minor=True)
     top.set_xlabel("layers × hidden size", fontsize=9)
     for axis in axes:
         axis.grid(alpha=0.25)
-    finding = "Beside memorization, a model that could learn addition does not" if suppressed(settings, rows) else "Addition beside memorization"
-    finding += ", a larger one passes 0.5" if mixed and mixed > max(suppressed(settings, rows), default=np.inf) else ""
+    finding = "Beside memorization, a model that could learn addition does not" if held else "Addition beside memorization"
+    finding += ", a larger one passes 0.5" if mixed and mixed > max(held, default=np.inf) else ""
     figure.suptitle(f"{finding}\np = {settings.p}, {settings.data} additions, {settings.seeds} seeds, {settings.steps} steps")
     return {"emergence.png": figure}
 
@@ -235,7 +236,7 @@ def judge_metric(settings, rows):
 
 def judge(settings, rows, curves):
     """The paper's claims on emergence, and one on the metric."""
-    return [each for judgement in (judge_suppression, judge_thresholds, judge_comparisons, judge_metric) for each in judgement(settings, rows)]
+    return [*judge_suppression(settings, rows), *judge_thresholds(settings, rows), *judge_comparisons(settings, rows), *judge_metric(settings, rows)]
 
 
 def main():

@@ -140,12 +140,13 @@ def test_more_seeds_change_nothing_for_the_first():
     assert (many["val_acc"][:, 0] != many["val_acc"][0, 0]).any()
 
 
-def test_look_up_equals_embedding_sum():
+@pytest.mark.parametrize("longest", [None, 1, 3])
+def test_look_up_equals_embedding_sum(longest):
     runs = runs_of(2)
-    inputs = Population(runs, "cpu").inputs
+    inputs = common.Inputs(Population(runs, "cpu").inputs.tokens, runs[0], longest)
     table = torch.randn(2 * 2 * 12, 5, dtype=torch.double)
     results = []
-    for look in (lambda t: common.LookUp.apply(t, inputs.index, inputs.examples, inputs.offsets), lambda t: F.embedding(inputs.index, t).sum(1)):
+    for look in (lambda t: common.LookUp.apply(t, inputs.index, *inputs.inverse), lambda t: F.embedding(inputs.index, t).sum(1)):
         leaf = table.clone().requires_grad_()
         out = look(leaf)
         out.backward(torch.arange(out.numel(), dtype=torch.double).view_as(out))
@@ -207,7 +208,11 @@ def test_loss_trained_on_and_its_gradient_equal_pytorchs():
         torch.testing.assert_close(gradient, gradients[2], rtol=1e-10, atol=1e-12)
 
 
-def test_bfloat16_only_when_asked_and_close():
+def test_bfloat16_only_when_asked_and_close_and_not_in_the_loss(monkeypatch):
+    def loss(logits, *rest, real=common.training_loss):
+        assert logits.dtype == torch.float32
+        return real(logits, *rest)
+    monkeypatch.setattr(common, "training_loss", loss)
     assert Run("addition", 11, 8, 50, 0, 1, 1e-2, 1.0).precision == "float32"
     losses = {}
     for precision in ("float32", "bfloat16"):
@@ -321,7 +326,7 @@ def test_dynamic_rule(train, val, name):
 def test_norm_change_over_the_rise():
     steps, norm = np.arange(5), np.array([5.0, 8, 8, 6, 5])
     assert grok.norm_change(steps, np.array([0, 0, 0.2, 1, 1]), norm) == pytest.approx(-0.25)
-    assert grok.norm_change(steps, np.zeros(5), norm) is None
+    assert grok.norm_change(steps, np.zeros(5), norm) is None and grok.norm_change(steps, np.array([0, 0.5, np.nan, 1, 1]), norm) is None
 
 
 def test_interval():
@@ -668,6 +673,7 @@ def test_two_ranks_give_the_results_of_one_process(finished, tmp_path):
     done = subprocess.run([*launch, *TINY, "--seeds", "2", "--out", tmp_path / "two"], capture_output=True, text=True, cwd=HERE)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "two" / "runs.csv").read_bytes() == (finished[0] / "runs.csv").read_bytes()
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())["runs_trained"] == 8
 
 
 def test_out_of_memory_packs_less(tmp_path, monkeypatch):
@@ -713,6 +719,12 @@ def test_grokking_at_tiny_scale():
         assert line["dynamic"] == "grokking" and line["generalized_at"] > 5 * line["memorized_at"] and line["circuit_share"] > 0.5
 
 
+def test_runs_that_diverge_are_named_and_the_rest_is_drawn_and_judged(tmp_path):
+    done = here(*TINY, "--lr", "1e15", "--seeds", "2", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "diverged: hidden 16, data 50, seed 1" in done.stdout and (tmp_path / "dynamics.png").exists()
+
+
 # the suite as a whole
 
 
@@ -735,7 +747,8 @@ def results_table():
     for folder in REFERENCES:
         summary = json.loads((HERE / "figures" / folder / "summary.json").read_text())
         made, command = summary["configuration"], re.sub(r" --(threads|out) \S+", "", summary["command"])
-        lines.append(f"| **`python {command}`** (p = {made['p']}, {made['seeds']} seeds, {made['steps']:,} steps, {summary['device']}, torch {summary['torch']}) | | | |")
+        side = f" ({made['side_seeds']} for the capacity and for going on with less)" if "side_seeds" in made else ""
+        lines.append(f"| **`python {command}`** (p = {made['p']}, {made['seeds']} seeds{side}, {made['steps']:,} steps, {summary['device']}, torch {summary['torch']}) | | | |")
         lines += [f"| {c['claim']} | {c['paper']} | {c['measured']} | {holds(c)} |"
                   for c in summary["claims"] if c["holds"] is not None or not c["paper"].startswith("-")]
     return "\n".join(lines) + "\n"
