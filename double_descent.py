@@ -39,7 +39,7 @@ class Grid(Settings):
 
 
 PRESETS = {
-    "quick": Grid(p=43, seeds=3, steps=1500, lr=2e-2, weight_decay=1.0, hidden=(4, 8, 12, 24, 48), data=(560, 750), squared_data=(750,)),
+    "quick": Grid(p=43, seeds=8, steps=1500, lr=2e-2, weight_decay=1.0, hidden=(4, 8, 16, 48), data=(600, 700), squared_data=(700,)),
     "small": Grid(p=59, seeds=11, steps=3000, lr=1e-2, weight_decay=1.0, hidden=(4, 8, 12, 16, 24, 32, 64),
                   data=(1000, 1200, 1500), squared_data=(1200, 1500)),
     "paper": Grid(p=113, seeds=11, steps=10000, lr=5e-3, weight_decay=1.0, hidden=(4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 56, 64, 100),
@@ -73,31 +73,31 @@ def draw(settings, rows, curves):
             hidden, values = size_curve(rows, task, data)
             means[data], low, high = np.array([interval(seeds) for seeds in values]).T
             top.fill_between(hidden, low, high, color=shade, alpha=0.12, lw=0)
-            top.plot(hidden, means[data], color=shade, lw=1.5, zorder=2)
-            top.plot(hidden, np.nanmean(size_curve(rows, task, data, "val_acc")[1], 1), color=shade, lw=0.8, ls=":", zorder=1)
-            bottom.plot(hidden, np.nanmean(size_curve(rows, task, data, "train_acc")[1], 1), color=shade, lw=1.5)
+            top.plot(hidden, means[data], color=shade, lw=2.5, zorder=2)
+            bottom.plot(hidden, np.nanmean(size_curve(rows, task, data, "train_acc")[1], 1), color=shade, lw=2)
             for size, mean, each in zip(hidden, means[data], values):
                 seeds = by_cell(rows)[task, size, data]
                 most = Counter(line["dynamic"] for line in seeds).most_common(1)[0][0]
-                top.scatter(size, mean, color=COLORS[most], s=50, zorder=4, edgecolors="white", linewidths=0.6)
+                top.scatter(size, mean, color=COLORS[most], s=90, zorder=4, edgecolors="white", linewidths=0.6)
                 top.scatter([size] * len(seeds), each, s=7, alpha=0.6, zorder=3,
                             color=[COLORS[line["dynamic"]] for line in seeds])
             _, where, _, _, verdict = dip_interval(values)
             verdicts.add(verdict)
             if verdict == "dip":
-                top.annotate("dip", (hidden[where], means[data][where]), (0, 26), textcoords="offset points", ha="center",
+                top.annotate("dip", (hidden[where], means[data][where]), (0, 45), textcoords="offset points", ha="center", fontsize=13,
                              arrowprops={"arrowstyle": "->"})
         for data in means:      # label a curve where it is farthest from the others
             others = [abs(means[data] - means[other]) for other in means if other != data]
             at = int(np.argmax(np.nanmin(others, 0))) if others else len(means[data]) // 2
-            top.annotate(f"D = {data}", (hidden[at], means[data][at]), (8, -14), textcoords="offset points", fontsize=9, color=shades[data])
-        top.set_title(formula[task])
+            top.annotate(f"D = {data}", (hidden[at], means[data][at]), (8, -16), textcoords="offset points", fontsize=11, color=shades[data])
+        top.set_title(formula[task], fontsize=13)
         top.set_ylim(-0.04, 1.06)
-        bottom.set_xlabel("hidden size d")
-        bottom.set_xticks(sorted(settings.hidden), labels=map(str, sorted(settings.hidden)), fontsize=8)
+        bottom.set(xscale="log", xlabel="hidden size d")
+        bottom.set_xticks(hidden, labels=map(str, hidden))
+        bottom.set_xticks([], minor=True)
         for axis in (top, bottom):
             axis.grid(alpha=0.25)
-    axes[0, 0].set_ylabel("final validation accuracy, unmirrored\n(dotted: all validation pairs)")
+    axes[0, 0].set_ylabel("final validation accuracy, unmirrored")
     axes[1, 0].set_ylabel("training accuracy")
     seen = [kind for kind in COLORS if any(line["dynamic"] == kind for line in rows)]
     marks = [axes[0, -1].scatter([], [], c=COLORS[kind], s=45, label=kind) for kind in seen]

@@ -127,11 +127,11 @@ def draw(settings, rows, curves):
     """Figures 8 and 10, with the loss on the answer and the circuit's share beneath."""
     figure = Figure(figsize=(9, 9), layout="constrained")
     axes = accuracy, loss, share = figure.subplots(3, 1, sharex=True, height_ratios=(5, 2, 2))
-    blues = dict(zip(settings.memorize, ("#0072B2", "#56B4E9", "#004C78", "#9AD0F0") * len(settings.memorize)))
+    blues = dict(zip(settings.memorize, ("#0072B2", "#009E73", "#56B4E9", "#004C78") * len(settings.memorize)))
     for memorize, split in series(settings):
         color = "#D55E00" if split else blues.get(memorize, "#000000")
         found = sizes(rows, memorize, split)
-        accuracy.plot(list(found), [best(lines) for lines in found.values()], "-o", ms=6, color=color, label=name(memorize, split))
+        accuracy.plot(list(found), [best(lines) for lines in found.values()], "-o", ms=7, lw=2, color=color, label=name(memorize, split))
         for params, lines in found.items():
             for line in lines:
                 accuracy.plot(params, np.array(line["best_val_acc_unmirrored"], float), "o", ms=4, alpha=0.6, mec=color,
@@ -145,8 +145,7 @@ def draw(settings, rows, curves):
         accuracy.annotate("", (mixed, 0.5), (alone, 0.5), arrowprops={"arrowstyle": "<->"})
         accuracy.annotate(f"{times(rows, alone, mixed)} the parameters", ((alone * mixed) ** 0.5, 0.5), (0, 6), textcoords="offset points", ha="center",
                           bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1})
-    accuracy.set(xscale="log", ylim=(-0.03, 1.03), ylabel="best validation accuracy on addition\nwhile the memorization is known\n"
-                 "(line: best seed; hollow: a seed that never knows it)")
+    accuracy.set(xscale="log", ylim=(-0.03, 1.03), ylabel="best validation accuracy on addition\n(line: best seed; hollow: memorization not known)")
     accuracy.legend(fontsize=9)
     loss.axhline(np.log(settings.p), color="#999999", lw=0.8, ls="--")
     loss.annotate("guessing, ln p", (0.01, np.log(settings.p)), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="#666666")

@@ -146,13 +146,18 @@ def norm_change(steps, accuracy, norm):
     return norm[steps == end][0] / norm[steps == begin][0] - 1
 
 
+def beyond(bound, low, high, above):
+    """Whether an interval lies above a bound, or below it: True, False, or None where it holds the bound or is not known."""
+    return above if low > bound else not above if high < bound else None
+
+
 def verdict(text, paper, values, expected, style="{:.2f}"):
-    """A claim that the mean over seeds of values lies in a direction from expected[0]: 'above' or 'below' it."""
+    """A claim that the mean over seeds of values lies in a direction from expected[0]: 'above' or 'below' it; open while its interval holds both."""
     mean, low, high = interval(values)
     bound, side = expected
     count = sum(v is not None for v in values)
     measured = "not reached" if not count else style.format(mean) + ("" if np.isnan(low) else f" [{style.format(low)}, {style.format(high)}]") + f", n = {count}"
-    return claim(text, paper, measured, None if np.isnan(low) else low > bound if side == "above" else high < bound)
+    return claim(text, paper, measured, beyond(bound, low, high, side == "above"))
 
 
 def judge(settings, rows, curves):
@@ -341,21 +346,25 @@ def draw_diagram(settings, rows, now):
             counts, start = Counter(line["dynamic"] for line in runs[h, d]), left[i]
             for kind in COLORS:
                 width = (left[i + 1] - left[i]) * counts[kind] / len(runs[h, d])
-                axis.add_patch(Rectangle((start, bottom[j]), width, bottom[j + 1] - bottom[j], color=COLORS[kind], alpha=0.75, lw=0))
+                axis.add_patch(Rectangle((start, bottom[j]), width, bottom[j + 1] - bottom[j], color=COLORS[kind], alpha=0.85, lw=0))
                 start += width
     axis.vlines(left, bottom[0], bottom[-1], color="white", lw=1.5)
     axis.hlines(bottom, left[0], left[-1], color="white", lw=1.5)
-    for draws, style, text in ((now.critical[0.5], "-", "critical size"), (now.capacity, "--", "memorization capacity"),
-                               (mirrored_once(now.capacity, settings.p), ":", "capacity, mirrored\npairs counted once")):
-        band(axis, x, draws, style, color="black", lw=2.5, path_effects=[withStroke(linewidth=5, foreground="white")], label=text)
+    look = {"color": "black", "lw": 3, "path_effects": [withStroke(linewidth=6, foreground="white")]}
+    band(axis, x, now.critical[0.5], "-", label="critical size", **look)
+    band(axis, x, now.capacity, "--", label="memorization capacity", **look)
+    axis.plot(x, mirrored_once(now.capacity[0], settings.p), ":", label="capacity, mirrored\npairs counted once", **look)
     size, where = crossing(now.hidden, now.critical[0.5], now.capacity)
     axis.plot(np.log2(size[0]), where[0], "o", ms=12, mfc="white", mec="black", mew=2, zorder=5)
     for kind in COLORS:
         if any(line["dynamic"] == kind for lines in runs.values() for line in lines):
-            axis.add_patch(Rectangle((0, 0), 0, 0, color=COLORS[kind], alpha=0.75, label=kind))
-    figure.legend(loc="outside lower center", ncols=4, fontsize=10)
-    axis.set(xlim=(left[0], left[-1]), ylim=(bottom[0], bottom[-1]), xlabel="hidden size d", ylabel="training examples D", yticks=now.data)
+            axis.add_patch(Rectangle((0, 0), 0, 0, color=COLORS[kind], alpha=0.85, label=kind))
+    figure.legend(loc="outside lower center", ncols=4, fontsize=11)
+    axis.set(xlim=(left[0], left[-1]), ylim=(bottom[0], bottom[-1]), yticks=now.data)
+    axis.set_xlabel("hidden size d", fontsize=13)
+    axis.set_ylabel("training examples D", fontsize=13)
     axis.set_xticks(x, labels=map(str, now.hidden))
+    axis.tick_params(labelsize=12)
     axis.set_title(f"Which circuit wins: measured for (a + b) mod {settings.p} at step {settings.steps}\n"
                    f"(a cell is divided by its {settings.seeds} seeds; bands: 95% interval; circle: where the curves cross)", fontsize=12)
     return figure
@@ -497,10 +506,10 @@ def judge_ungrokking(settings, rows, curves, now):
         mean, low, high = interval(after)
         least, most = known[0] if known[0] >= now.data[0] else 0, known[0] if known[0] <= now.data[-1] else np.inf      # a bound is no more
         expected = "forgets" if less < least else "keeps" if less > most else "-"
-        holds = {"forgets": high < 0.5, "keeps": low > 0.5, "-": None}[expected]
+        holds = None if expected == "-" else beyond(0.5, low, high, expected == "keeps")
         claims.append(claim(f"grokked on D = {max(now.data)}, then D = {less} (critical size {bounded(known, now.data).split(' [')[0]})", expected,
                             f"validation {before.mean():.2f}, then {mean:.2f} [{low:.2f}, {high:.2f}]",
-                            holds if before.mean() >= 0.9 and not np.isnan(low) else None))
+                            holds if before.mean() >= 0.9 else None))
     return claims
 
 

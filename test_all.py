@@ -329,6 +329,12 @@ def test_norm_change_over_the_rise():
     assert grok.norm_change(steps, np.zeros(5), norm) is None and grok.norm_change(steps, np.array([0, 0.5, np.nan, 1, 1]), norm) is None
 
 
+@pytest.mark.parametrize("low, high, above, holds", [(0.6, 0.7, True, True), (0.6, 0.7, False, False), (0.2, 0.4, True, False), (0.2, 0.4, False, True),
+                                                     (0.4, 0.6, True, None), (math.nan, math.nan, False, None)])
+def test_a_claim_is_open_while_its_interval_holds_the_bound(low, high, above, holds):
+    assert grok.beyond(0.5, low, high, above) is holds
+
+
 def test_interval():
     mean, low, high = common.interval(np.random.default_rng(1).normal(3, 1, 400))
     assert low < 3 < high and high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
