@@ -174,7 +174,7 @@ def judge_suppression(settings, rows):
     later = [params for params, lines in mixed.items() if params > max(held, default=np.inf) and best(lines) >= 0.9]
     seen = ", ".join(f"{best(mixed[params]):.2f} at {label[params]} (alone {best(alone[params]):.2f})" for params in held)
     testable = any(best(alone[params]) >= 0.9 and not np.isnan(best(lines)) for params, lines in mixed.items())
-    return [claim(f"fig 8: + {settings.memorize[0]} to memorize, known: addition is not", f"near 0 (below {FLOOR})", seen or "at no size",
+    return [claim(f"fig 8: beside {settings.memorize[0]} memorized labels addition fails", f"near 0 (below {FLOOR})", seen or "at no size",
                   any(best(mixed[params]) < FLOOR for params in held) if testable else None),
             claim("fig 8: larger models generalize again (0.9)", "yes", f"{best(mixed[later[0]]):.2f} at {label[later[0]]}" if later else
                   f"not up to the largest size, by step {settings.steps}" if held else "no size was held back", True if later else None)]
@@ -228,7 +228,7 @@ def judge_metric(settings, rows):
     if len(known) < 3:
         return []
     steps = {measure: abruptness([interval([line[measure] for line in lines])[0] for lines in known]) for measure in ("val_acc", "val_loss", "circuit_share")}
-    return [claim("largest change between two sizes, as a share of the whole change", "- (Schaeffer et al.: smooth beneath)",
+    return [claim("loss and circuit change more gradually with size than accuracy (largest step, of the whole range)", "- (Schaeffer et al.)",
                   ", ".join(f"{measure} {value:.0%}" for measure, value in steps.items()),
                   None if np.isnan(list(steps.values())).any() else max(steps["circuit_share"], steps["val_loss"]) < steps["val_acc"])]
 

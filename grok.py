@@ -178,8 +178,8 @@ def judge(settings, rows, curves):
         forgotten = known and first_step(steps, -memory, -0.5, after=known)
         grown.append(tenth / half if half and tenth else None)
         lost.append((forgotten or steps[-1]) / half if half and known else None)      # not fallen by the last step: at least that
-    claims.append(verdict("grokking: step of circuit share 0.1 / of validation 0.5", "before (inferred)", grown, (1, "below")))
-    claims.append(verdict("grokking: step of memory accuracy below 0.5 / of validation 0.5", "after (inferred)", lost, (1, "above")))
+    claims.append(verdict("grokking: when the circuit shows (share 0.1), of the steps to validation 0.5", "before (inferred)", grown, (1, "below"), "{:.0%}"))
+    claims.append(verdict("grokking: when memory is lost (below 0.5), of the steps to validation 0.5", "after (inferred)", lost, (1, "above"), "{:.0%}"))
     return claims
 
 

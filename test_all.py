@@ -464,7 +464,7 @@ def made_up_ladder(mixed, split):
     ((None, None, None), (None, None, 1), (None, None, True)), ((1, 1, 1), (1, 1, 1), (False, None, False)), ((0.3, 0.95, 0.95), (0.1, 0.1, 0.95), (False, True, False))])
 def test_emergence_can_come_out_either_way(mixed, split, verdicts):
     claims = {c["claim"]: c for c in emergence.judge(*made_up_ladder(mixed, split), {})}
-    names = ("fig 8: + 20 to memorize, known: addition is not", "fig 8: larger models generalize again (0.9)",
+    names = ("fig 8: beside 20 memorized labels addition fails", "fig 8: larger models generalize again (0.9)",
              "fig 10: with a split layer, accuracy 0.9 is reached at a smaller size")
     assert tuple(claims[name]["holds"] for name in names) == verdicts
     assert emergence.draw(*made_up_ladder(mixed, split), {})
