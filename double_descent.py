@@ -132,7 +132,7 @@ def judge(settings, rows, curves):
     claims = []
     if len(settings.data) > 1:
         small, large = found["addition", min(settings.data)], found["addition", max(settings.data)]
-        claims.append(claim("prediction 1: addition dips for small D, not for large", f"dip at {min(settings.data)}, no dip at {max(settings.data)}",
+        claims.append(claim("prediction 1 (fig 6): addition dips for small D, not for large", f"dip at {min(settings.data)}, no dip at {max(settings.data)}",
                             f"{small}, {large}", None if "undecided" in (small, large) else (small, large) == ("dip", "no dip")))
     both = sorted(set(settings.squared_data) & set(settings.data))
     if both:
@@ -144,7 +144,7 @@ def judge(settings, rows, curves):
             text.append(f"D = {data}: by {difference[0]:.2f} [{low:.2f}, {high:.2f}]")
             verdict = found["squared_addition", data]
             deeper.append(True if low > 0 and verdict == "dip" else False if high <= 0 or verdict == "no dip" else None)
-        claims.append(claim("prediction 2: at one D the harder task dips deeper", "deeper", ", ".join(text),
+        claims.append(claim("prediction 2 (fig 7): at one D the harder task dips deeper", "deeper", ", ".join(text),
                             True in deeper or (None if None in deeper else False)))
     claims += each
     for (task, data), sizes in PAPER_ZEROS.items():

@@ -161,12 +161,18 @@ def verdict(text, paper, values, expected, style="{:.2f}"):
 
 
 def judge(settings, rows, curves):
-    """The paper's claims on the four dynamics (figures 2 and 9), and two on the circuits beneath."""
+    """The paper's claims on the four dynamics (figures 2, 5 and 9), and two on the circuits beneath."""
     found = dict(zip(DYNAMICS, cells(settings, rows, curves)))
     claims = []
     for expected, (lines, _) in found.items():
         same = sum(line["dynamic"] == expected for line in lines)
         claims.append(claim(f"fig 2: hidden {lines[0]['hidden']}, D {lines[0]['data']}", expected, count_dynamics(lines), same > len(lines) / 2))
+    history = found["progression"][1]
+    starts = [first_step(*seed, FLOOR) for seed in zip(history["step"], history["val_acc_unmirrored"])]
+    reached = sorted(step for step in starts if step)
+    claims.append(claim(f"fig 5: when progression starts to generalize (validation {FLOOR}) varies twofold with the seed", "varies, some never",
+                        (f"steps {reached[0]} to {reached[-1]}" if reached else "not reached") + f", never in {starts.count(None)}/{len(starts)}",
+                        None if len(reached) < 3 else reached[-1] >= 2 * reached[0] or None in starts))
     for name, paper, side in (("progression", "rises", "above"), ("grokking", "falls", "below")):
         history = found[name][1]
         changes = [norm_change(*seed) for seed in zip(history["step"], history["val_acc_unmirrored"], history["norm"])]
