@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -747,17 +748,17 @@ REFERENCES = ["grok-paper", "grok-phase-small", "double_descent-small", "emergen
 
 def results_table():
     """The README's table of claims, from the summary.json files in figures/; python test_all.py writes it there."""
-    def holds(c):
-        return "yes" if c["holds"] else "**no**" if c["holds"] is False else "" if c["claim"].startswith("in the zone") else "undecided"
-    lines = ["| claim | paper | measured | holds |", "| --- | --- | --- | --- |"]
+    verdicts, lines = [], ["| claim | paper | measured | holds |", "| --- | --- | --- | --- |"]
     for folder in REFERENCES:
         summary = json.loads((HERE / "figures" / folder / "summary.json").read_text())
         made, command = summary["configuration"], re.sub(r" --(threads|out) \S+", "", summary["command"])
         side = f" ({made['side_seeds']} for the capacity and for going on with less)" if "side_seeds" in made else ""
         lines.append(f"| **`python {command}`** (p = {made['p']}, {made['seeds']} seeds{side}, {made['steps']:,} steps, {summary['device']}, torch {summary['torch']}) | | | |")
-        lines += [f"| {c['claim']} | {c['paper']} | {c['measured']} | {holds(c)} |"
-                  for c in summary["claims"] if c["holds"] is not None or not c["paper"].startswith("-")]
-    return "\n".join(lines) + "\n"
+        for c in summary["claims"]:
+            if c["holds"] is not None or not c["paper"].startswith("-") and not c["claim"].startswith("in the zone"):
+                verdicts.append({True: "yes", False: "**no**", None: "undecided"}[c["holds"]])
+                lines.append(f"| {c['claim']} | {c['paper']} | {c['measured']} | {verdicts[-1]} |")
+    return "\n".join([*lines, f"| in all | | | {', '.join(f'{count} {verdict}' for verdict, count in Counter(verdicts).most_common())} |"]) + "\n"
 
 
 def test_readme_tells_what_the_reference_results_say():
