@@ -39,7 +39,7 @@ class Grid(Settings):
 
 
 PRESETS = {
-    "quick": Grid(p=43, seeds=8, steps=1500, lr=2e-2, weight_decay=1.0, hidden=(4, 8, 16, 48), data=(600, 700), squared_data=(700,)),
+    "quick": Grid(p=43, seeds=7, steps=1500, lr=2e-2, weight_decay=1.0, hidden=(4, 8, 16, 40), data=(600, 700), squared_data=(700,)),
     "small": Grid(p=59, seeds=11, steps=3000, lr=1e-2, weight_decay=1.0, hidden=(4, 8, 12, 16, 24, 32, 64),
                   data=(1000, 1200, 1500), squared_data=(1200, 1500)),
     "paper": Grid(p=113, seeds=11, steps=10000, lr=5e-3, weight_decay=1.0, hidden=(4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 56, 64, 100),
