@@ -9,7 +9,7 @@ nothing more, then semi-grokking and grokking: validation accuracy dips on the w
     prediction 1    the dip is there for small D and gone for large D
     prediction 2    a harder task, (a + b)^2 mod p, moves the crossing up: at one D it dips deeper than addition
 
-    python double_descent.py                      a laptop's CPU, about a minute
+    python double_descent.py                      a laptop's CPU, a minute and a half
     python double_descent.py --scale small        p = 59, 11 seeds, up to half an hour on two cores
     python double_descent.py --device cuda        p = 113, the paper's 825 runs
     torchrun --nproc-per-node=8 double_descent.py --scale paper     the same, shared out over GPUs or processes
