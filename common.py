@@ -644,6 +644,7 @@ def sweep(runs, options):
     at, shown, live, stop = {}, 0.0, sys.stderr.isatty(), threading.Event()
 
     def tick(population, step, measures):
+        """After each evaluation: end if the sweep was stopped, else show how far it is."""
         nonlocal shown
         if stop.is_set():
             raise KeyboardInterrupt
@@ -661,6 +662,7 @@ def sweep(runs, options):
         print(f"\r\033[K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
 
     def run_steps():
+        """Steps made in this start, over all runs."""
         return sum(len(part) * part[0].steps * (share - first) for part, first, share in list(at.values()))
 
     with ThreadPoolExecutor(options.workers) as pool:
@@ -856,6 +858,11 @@ def by_cell(rows, *names):
     return found
 
 
+def commonest_dynamic(rows):
+    """The dynamic that most of the runs went through."""
+    return Counter(line["dynamic"] for line in rows).most_common(1)[0][0]
+
+
 def count_dynamics(rows):
     """What the seeds of a cell went through, the most frequent first: 'grokking 2/3, semi-grokking 1/3'."""
     return ", ".join(f"{name} {count}/{len(rows)}" for name, count in Counter(line["dynamic"] or "-" for line in rows).most_common())
@@ -1046,6 +1053,20 @@ def print_results(rows, claims):
     print_table([["claim", "paper", "measured", "holds"], *([c["claim"], c["paper"], c["measured"], holds[c["holds"]]] for c in claims)])
 
 
+def report(settings, out, draw, judge):
+    """Judge the results in out and write their figures there. Returns the rows and the claims."""
+    try:
+        rows, curves = read_results(out)
+    except (OSError, ValueError, KeyError) as error:
+        fail(f"--plot-only: no whole results in {out} ({error}); the same command without it makes them")
+    claims = judge(settings, rows, curves)
+    for file, figure in draw(settings, rows, curves).items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=150)
+        write(out / file, buffer.getvalue())
+    return rows, claims
+
+
 def reproduce(script, doc, **experiments):
     """What every script does: train the runs of grid(settings) or load what is saved, write the results, draw, judge.
 
@@ -1070,22 +1091,13 @@ def reproduce(script, doc, **experiments):
             print(f"{script}: {scale} scale, {len(runs)} runs of {settings.steps} steps on {summary['device']}; results go to {options.out}")
         if "RANK" in os.environ:
             dist.barrier()
-        if not options.plot_only:
-            results = sweep(runs, options)
+        results = None if options.plot_only else sweep(runs, options)
         if rank:
             return
-        if not options.plot_only:
+        if results:
             write_results(options.out, results)
-        try:
-            rows, curves = read_results(options.out)
-        except (OSError, ValueError, KeyError) as error:
-            fail(f"--plot-only: no whole results in {options.out} ({error}); the same command without it makes them")
-        claims = judge(settings, rows, curves)
-        for file, figure in draw(settings, rows, curves).items():
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", dpi=150)
-            write(options.out / file, buffer.getvalue())
-        if not options.plot_only:
+        rows, claims = report(settings, options.out, draw, judge)
+        if results:
             if options.runs_trained or "seconds" not in saved:
                 saved = summary | {"seconds": round(time.monotonic() - begun, 1), "runs_trained": options.runs_trained,
                                    "run_steps_per_second": options.speed}
@@ -1102,7 +1114,7 @@ def reproduce(script, doc, **experiments):
     finally:
         if lock:
             lock.close()
-        if dist.is_initialized():
+        if "RANK" in os.environ and dist.is_initialized():
             dist.destroy_process_group()
 
 

@@ -21,13 +21,12 @@ its runs went through, and a verdict on each prediction.
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.6,<2.14", "numpy>=1.26,<3", "matplotlib>=3.8,<4"]
 # ///
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from common import COLORS, DIP, Settings, by_cell, claim, dip_depths, dip_interval, interval, option, reproduce, size_curve
+from common import COLORS, DIP, Settings, by_cell, claim, commonest_dynamic, dip_depths, dip_interval, interval, option, reproduce, size_curve
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,7 @@ def draw(settings, rows, curves):
             bottom.plot(hidden, np.nanmean(size_curve(rows, task, data, "train_acc")[1], 1), color=shade, lw=2)
             for size, mean, each in zip(hidden, means[data], values):
                 seeds = by_cell(rows)[task, size, data]
-                most = Counter(line["dynamic"] for line in seeds).most_common(1)[0][0]
-                top.scatter(size, mean, color=COLORS[most], s=90, zorder=4, edgecolors="white", linewidths=0.6)
+                top.scatter(size, mean, color=COLORS[commonest_dynamic(seeds)], s=90, zorder=4, edgecolors="white", linewidths=0.6)
                 top.scatter([size] * len(seeds), each, s=7, alpha=0.6, zorder=3,
                             color=[COLORS[line["dynamic"]] for line in seeds])
             _, where, _, _, verdict = dip_interval(values)

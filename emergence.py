@@ -127,9 +127,9 @@ def draw(settings, rows, curves):
     """Figures 8 and 10, with the loss on the answer and the circuit's share beneath."""
     figure = Figure(figsize=(9, 9), layout="constrained")
     axes = accuracy, loss, share = figure.subplots(3, 1, sharex=True, height_ratios=(5, 2, 2))
-    blues = dict(zip(settings.memorize, ("#0072B2", "#009E73", "#56B4E9", "#004C78") * len(settings.memorize)))
+    colors = dict(zip(settings.memorize, ("#0072B2", "#009E73", "#56B4E9", "#004C78") * len(settings.memorize)))
     for memorize, split in series(settings):
-        color = "#D55E00" if split else blues.get(memorize, "#000000")
+        color = "#D55E00" if split else colors.get(memorize, "#000000")
         found = sizes(rows, memorize, split)
         accuracy.plot(list(found), [best(lines) for lines in found.values()], "-o", ms=7, lw=2, color=color, label=name(memorize, split))
         for params, lines in found.items():

@@ -34,8 +34,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from common import COLORS, FLOOR, Settings, by_cell, claim, count_dynamics, dip_interval, fail, first_step, interval, option
-from common import parameters, reproduce, resampled_means, size_curve
+from common import COLORS, FLOOR, Settings, by_cell, claim, commonest_dynamic, count_dynamics, dip_interval, fail, first_step
+from common import interval, option, parameters, reproduce, resampled_means, size_curve
 
 DYNAMICS = ("progression", "ungrokking", "semi-grokking", "grokking")
 
@@ -94,9 +94,8 @@ def draw_dynamics(settings, rows, curves):
             for name, (text, color) in measures.items():
                 axis.plot(history["step"].T[1:], history[name].T[1:], color=color, lw=1.2, alpha=0.8)[0].set_label(text)
             axis.grid(alpha=0.25)
-        kind = Counter(line["dynamic"] for line in lines).most_common(1)[0][0]
         column[0].set_title(count_dynamics(lines).replace(", ", ",\n") + f"\nhidden {lines[0]['hidden']}, D = {lines[0]['data']}",
-                            color=COLORS[kind], fontweight="bold")
+                            color=COLORS[commonest_dynamic(lines)], fontweight="bold")
         column[0].set_ylim(-0.03, 1.03)
         column[1].set_ylim(-0.03, 1.03)
         column[-1].set_xlabel("optimization step")
@@ -151,13 +150,12 @@ def beyond(bound, low, high, above):
     return above if low > bound else not above if high < bound else None
 
 
-def verdict(text, paper, values, expected, style="{:.2f}"):
-    """A claim that the mean over seeds of values lies in a direction from expected[0]: 'above' or 'below' it; open while its interval holds both."""
+def verdict(text, paper, values, bound, above, style):
+    """A claim that the mean over seeds of values lies above a bound, or below it; open while its interval holds the bound."""
     mean, low, high = interval(values)
-    bound, side = expected
     count = sum(v is not None for v in values)
     measured = "not reached" if not count else style.format(mean) + ("" if np.isnan(low) else f" [{style.format(low)}, {style.format(high)}]") + f", n = {count}"
-    return claim(text, paper, measured, beyond(bound, low, high, side == "above"))
+    return claim(text, paper, measured, beyond(bound, low, high, above))
 
 
 def judge(settings, rows, curves):
@@ -173,10 +171,10 @@ def judge(settings, rows, curves):
     claims.append(claim(f"fig 5: when progression starts to generalize (validation {FLOOR}) varies twofold with the seed", "varies, some never",
                         (f"steps {reached[0]} to {reached[-1]}" if reached else "not reached") + f", never in {starts.count(None)}/{len(starts)}",
                         None if len(reached) < 3 else reached[-1] >= 2 * reached[0] or None in starts))
-    for name, paper, side in (("progression", "rises", "above"), ("grokking", "falls", "below")):
+    for name, paper in (("progression", "rises"), ("grokking", "falls")):
         history = found[name][1]
         changes = [norm_change(*seed) for seed in zip(history["step"], history["val_acc_unmirrored"], history["norm"])]
-        claims.append(verdict(f"fig 9: norm while validation rises, {name}", paper, changes, (0, side), "{:+.1%}"))
+        claims.append(verdict(f"fig 9: norm while validation rises, {name}", paper, changes, 0, paper == "rises", "{:+.1%}"))
     history, grown, lost = found["grokking"][1], [], []
     for steps, val_acc, share, memory in zip(*(history[k] for k in ("step", "val_acc_unmirrored", "circuit_share", "memory_acc"))):
         half, tenth = first_step(steps, val_acc, 0.5), first_step(steps, share, 0.1)
@@ -184,8 +182,8 @@ def judge(settings, rows, curves):
         forgotten = known and first_step(steps, -memory, -0.5, after=known)
         grown.append(tenth / half if half and tenth else None)
         lost.append((forgotten or steps[-1]) / half if half and known else None)      # not fallen by the last step: at least that
-    claims.append(verdict("grokking: when the circuit shows (share 0.1), of the steps to validation 0.5", "before (inferred)", grown, (1, "below"), "{:.0%}"))
-    claims.append(verdict("grokking: when memory is lost (below 0.5), of the steps to validation 0.5", "after (inferred)", lost, (1, "above"), "{:.0%}"))
+    claims.append(verdict("grokking: when the circuit shows (share 0.1), of the steps to validation 0.5", "before (inferred)", grown, 1, False, "{:.0%}"))
+    claims.append(verdict("grokking: when memory is lost (below 0.5), of the steps to validation 0.5", "after (inferred)", lost, 1, True, "{:.0%}"))
     return claims
 
 
@@ -323,7 +321,7 @@ def zone(data, low, high, capacity):
 
 def observed(lines):
     """The dynamic that most seeds of a cell went through; stalled is progression that has not got there yet (figure 5)."""
-    return Counter("progression" if line["dynamic"] == "stalled" else line["dynamic"] for line in lines).most_common(1)[0][0]
+    return commonest_dynamic([{"dynamic": "progression" if line["dynamic"] == "stalled" else line["dynamic"]} for line in lines])
 
 
 # the figures of phase
