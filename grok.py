@@ -94,8 +94,10 @@ def draw_dynamics(settings, rows, curves):
             for name, (text, color) in measures.items():
                 axis.plot(history["step"].T[1:], history[name].T[1:], color=color, lw=1.2, alpha=0.8)[0].set_label(text)
             axis.grid(alpha=0.25)
-        column[0].set_title(count_dynamics(lines).replace(", ", ",\n") + f"\nhidden {lines[0]['hidden']}, D = {lines[0]['data']}",
-                            color=COLORS[commonest_dynamic(lines)], fontweight="bold")
+        kind = commonest_dynamic(lines)
+        majority = sum(line["dynamic"] == kind for line in lines) > len(lines) / 2
+        column[0].set_title(count_dynamics(lines).replace(", ", ",\n") + f"\nhidden {lines[0]['hidden']}, D = {lines[0]['data']}", fontweight="bold",
+                            color=COLORS[kind] if majority else "black")
         column[0].set_ylim(-0.03, 1.03)
         column[1].set_ylim(-0.03, 1.03)
         column[-1].set_xlabel("optimization step")
@@ -154,8 +156,10 @@ def verdict(text, paper, values, bound, above, style):
     """A claim that the mean over seeds of values lies above a bound, or below it; open while its interval holds the bound."""
     mean, low, high = interval(values)
     count = sum(v is not None for v in values)
-    measured = "not reached" if not count else style.format(mean) + ("" if np.isnan(low) else f" [{style.format(low)}, {style.format(high)}]") + f", n = {count}"
-    return claim(text, paper, measured, beyond(bound, low, high, above))
+    if not count:
+        return claim(text, paper, "not reached", None)
+    spread = "" if np.isnan(low) else f" [{style.format(low)}, {style.format(high)}]"
+    return claim(text, paper, f"{style.format(mean)}{spread}, n = {count}", beyond(bound, low, high, above))
 
 
 def judge(settings, rows, curves):
@@ -168,22 +172,23 @@ def judge(settings, rows, curves):
     history = found["progression"][1]
     starts = [first_step(*seed, FLOOR) for seed in zip(history["step"], history["val_acc_unmirrored"])]
     reached = sorted(step for step in starts if step)
-    claims.append(claim(f"fig 5: when progression starts to generalize (validation {FLOOR}) varies twofold with the seed", "varies, some never",
-                        (f"steps {reached[0]} to {reached[-1]}" if reached else "not reached") + f", never in {starts.count(None)}/{len(starts)}",
-                        None if len(reached) < 3 else reached[-1] >= 2 * reached[0] or None in starts))
+    claims.append(claim(f"fig 5: when progression starts to generalize (validation {FLOOR}) varies twofold with the seed", "varies",
+                        f"steps {reached[0]} to {reached[-1]}" if reached else "not reached", None if len(reached) < 3 else reached[-1] >= 2 * reached[0]))
+    claims.append(claim("fig 5: some seeds never start to generalize", "some", f"{starts.count(None)}/{len(starts)} not by step {settings.steps}",
+                        None in starts or None))
     for name, paper in (("progression", "rises"), ("grokking", "falls")):
         history = found[name][1]
         changes = [norm_change(*seed) for seed in zip(history["step"], history["val_acc_unmirrored"], history["norm"])]
         claims.append(verdict(f"fig 9: norm while validation rises, {name}", paper, changes, 0, paper == "rises", "{:+.1%}"))
     history, grown, lost = found["grokking"][1], [], []
     for steps, val_acc, share, memory in zip(*(history[k] for k in ("step", "val_acc_unmirrored", "circuit_share", "memory_acc"))):
-        half, tenth = first_step(steps, val_acc, 0.5), first_step(steps, share, 0.1)
+        half, risen = first_step(steps, val_acc, 0.5), first_step(steps, share, share.max() / 2)
         known = first_step(steps, memory, 0.5)
         forgotten = known and first_step(steps, -memory, -0.5, after=known)
-        grown.append(tenth / half if half and tenth else None)
+        grown.append(risen / half if half and risen else None)
         lost.append((forgotten or steps[-1]) / half if half and known else None)      # not fallen by the last step: at least that
-    claims.append(verdict("grokking: when the circuit shows (share 0.1), of the steps to validation 0.5", "before (inferred)", grown, 1, False, "{:.0%}"))
-    claims.append(verdict("grokking: when memory is lost (below 0.5), of the steps to validation 0.5", "after (inferred)", lost, 1, True, "{:.0%}"))
+    claims.append(verdict("grokking: when the circuit has half of its largest share, of the steps to validation 0.5", "before (inferred)", grown, 1, False, "{:.0%}"))
+    claims.append(verdict("grokking: when training accuracy without the circuit falls below 0.5, of the same", "after (inferred)", lost, 1, True, "{:.0%}"))
     return claims
 
 
@@ -276,15 +281,16 @@ def crossing(hidden, critical, capacity):
     gap, rows = capacity - critical, np.arange(len(capacity))
     crosses = (gap[:, :-1] <= 0) & (gap[:, 1:] > 0)
     at = crosses.argmax(1)
-    share = np.where(crosses.any(1), gap[rows, at] / np.where(crosses.any(1), gap[rows, at] - gap[rows, at + 1], 1), np.nan)
+    left, right = gap[rows, at], gap[rows, at + 1]
+    share = np.divide(left, left - right, where=crosses.any(1), out=np.full(len(gap), np.nan))
     size = np.exp(np.log(hidden)[at] + share * np.diff(np.log(hidden))[at])
     data = critical[rows, at] + share * (critical[rows, at + 1] - critical[rows, at])
     return size, data
 
 
 def plane(rows):
-    """The runs of the diagram, {(hidden, D): rows}."""
-    return by_cell([line for line in rows if line["experiment"] == "plane"], "hidden", "data")
+    """The runs of the diagram."""
+    return [line for line in rows if line["experiment"] == "plane"]
 
 
 @dataclass
@@ -309,6 +315,28 @@ def measured(settings, rows, curves, share=1.0, seeds=slice(None)):
     return Measured(hidden, data, np.stack(accuracy), dict(zip(LEVELS, critical)), np.stack(capacity, 1) * settings.p**2)
 
 
+def cost_exponents(rows, kind, draws=1000):
+    """Exponent k of norm ~ D^k, by least squares over the runs of the diagram that went through a dynamic, (1 + draws,).
+
+    What a circuit costs (paper section 3) is here the parameter norm at the last step; each hidden size has a factor of
+    its own. The estimate, then its bootstrap over the runs; NaN where no hidden size has runs at two values of D.
+    """
+    runs = [line for line in plane(rows) if line["dynamic"] == kind]
+    if not runs:
+        return np.full(1 + draws, np.nan)
+    hidden, x, y = (np.array(values, float) for values in zip(*((line["hidden"], np.log(line["data"]), np.log(line["norm"])) for line in runs)))
+    drawn = np.random.default_rng(0).multinomial(len(runs), np.full(len(runs), 1 / len(runs)), draws)
+    weight, same = np.concatenate([np.ones((1, len(runs))), drawn]), (hidden[:, None] == np.unique(hidden)).astype(float)    # (runs, sizes)
+    x, y = (v - (weight * v @ same / (weight @ same).clip(1)) @ same.T for v in (x, y))        # less the mean of its hidden size
+    spread = (weight * x**2).sum(1)
+    return np.divide((weight * x * y).sum(1), spread, out=np.full(1 + draws, np.nan), where=spread > 1e-9)
+
+
+def halves(settings, rows, curves):
+    """What the even seeds measure, and what the odd ones do: the zones of each are held against the runs of the other."""
+    return [measured(settings, rows, curves, seeds=slice(part, None, 2)) for part in (0, 1)] if settings.seeds > 1 else []
+
+
 def within(draws, tried):
     """Whether each estimate, the first of draws (1 + draws, ...), lies in the range tried."""
     return (draws[0] >= tried[0]) & (draws[0] <= tried[-1])
@@ -319,19 +347,40 @@ def zone(data, low, high, capacity):
     return "progression" if data > capacity else "ungrokking" if data < low else "semi-grokking" if data < high else "grokking"
 
 
+def by_halves(rows, now, predict):
+    """(predicted, observed) for each half of the seeds and each cell: predict(half, index of hidden, D), and what the other half went through."""
+    runs = by_cell(plane(rows), "hidden", "data")
+    return [(predict(part, i, d), observed(runs[h, d][1 - part::2])) for part in (0, 1) for i, h in enumerate(now.hidden) for d in now.data
+            if len(runs[h, d]) > 1]
+
+
+def zones(settings, rows, now, parts, once=False):
+    """(predicted, observed) for the zones that the curves of each half of the seeds cut the plane into; once: mirrored pairs counted once."""
+    memory = mirrored_once(now.capacity[0], settings.p) if once else now.capacity[0]
+    return by_halves(rows, now, lambda part, i, d: zone(d, parts[part].critical[FLOOR][0, i], parts[part].critical[0.9][0, i], memory[i]))
+
+
+def share_right(pairs):
+    """The share of (predicted, observed) that agree; NaN of none."""
+    return np.mean([predicted == seen for predicted, seen in pairs] or np.nan)
+
+
 def observed(lines):
     """The dynamic that most seeds of a cell went through; stalled is progression that has not got there yet (figure 5)."""
-    return commonest_dynamic([{"dynamic": "progression" if line["dynamic"] == "stalled" else line["dynamic"]} for line in lines])
+    return Counter("progression" if line["dynamic"] == "stalled" else line["dynamic"] for line in lines).most_common(1)[0][0]
 
 
 # the figures of phase
 
 
-def band(axis, x, draws, style="-o", **look):
-    """A line for the estimate, the first of draws (1 + draws, n), and a band for its 95% interval."""
+def band(axis, x, draws, style="-o", shade=0.2, **look):
+    """A line for the estimate, the first of draws (1 + draws, n), and its 95% interval: shaded, or with shade 0 between thin lines."""
     low, high = np.percentile(draws[1:], [2.5, 97.5], axis=0)
     line, = axis.plot(x, draws[0], style, **look)
-    axis.fill_between(x, low, high, color=line.get_color(), alpha=0.2, lw=0)
+    if shade:
+        axis.fill_between(x, low, high, color=line.get_color(), alpha=shade, lw=0)
+    else:
+        axis.plot(x, np.stack([low, high], 1), style, color=line.get_color(), lw=0.9)
 
 
 def edges(values):
@@ -343,7 +392,7 @@ def edges(values):
 def draw_diagram(settings, rows, now):
     """Figure 1: a cell for each hidden size and D, its colours the dynamics of its seeds, with both measured curves on top."""
     figure = Figure(figsize=(10, 7), layout="constrained")
-    axis, x, runs = figure.subplots(), np.log2(now.hidden), plane(rows)
+    axis, x, runs = figure.subplots(), np.log2(now.hidden), by_cell(plane(rows), "hidden", "data")
     left, bottom = edges(x), edges(now.data)
     for i, h in enumerate(now.hidden):
         for j, d in enumerate(now.data):
@@ -354,14 +403,15 @@ def draw_diagram(settings, rows, now):
                 start += width
     axis.vlines(left, bottom[0], bottom[-1], color="white", lw=1.5)
     axis.hlines(bottom, left[0], left[-1], color="white", lw=1.5)
-    look = {"color": "black", "lw": 3, "path_effects": [withStroke(linewidth=6, foreground="white")]}
+    look = {"shade": 0, "color": "black", "lw": 3, "path_effects": [withStroke(linewidth=6, foreground="white")]}
     band(axis, x, now.critical[0.5], "-", label="critical size", **look)
     band(axis, x, now.capacity, "--", label="memorization capacity", **look)
-    axis.plot(x, mirrored_once(now.capacity[0], settings.p), ":", label="capacity, mirrored\npairs counted once", **look)
-    size, where = crossing(now.hidden, now.critical[0.5], now.capacity)
-    axis.plot(np.log2(size[0]), where[0], "o", ms=12, mfc="white", mec="black", mew=2, zorder=5)
+    band(axis, x, mirrored_once(now.capacity, settings.p), ":", label="capacity, mirrored\npairs counted once", **look)
+    for capacity, ms in ((now.capacity, 12), (mirrored_once(now.capacity, settings.p), 7)):
+        size, where = crossing(now.hidden, now.critical[0.5], capacity)
+        axis.plot(np.log2(size[0]), where[0], "o", ms=ms, mfc="white", mec="black", mew=2, zorder=5)
     for kind in COLORS:
-        if any(line["dynamic"] == kind for lines in runs.values() for line in lines):
+        if any(line["dynamic"] == kind for line in plane(rows)):
             axis.add_patch(Rectangle((0, 0), 0, 0, color=COLORS[kind], alpha=0.85, label=kind))
     figure.legend(loc="outside lower center", ncols=4, fontsize=11)
     axis.set(xlim=(left[0], left[-1]), ylim=(bottom[0], bottom[-1]), yticks=now.data)
@@ -370,14 +420,15 @@ def draw_diagram(settings, rows, now):
     axis.set_xticks(x, labels=map(str, now.hidden))
     axis.tick_params(labelsize=12)
     axis.set_title(f"Which circuit wins: measured for (a + b) mod {settings.p} at step {settings.steps}\n"
-                   f"(a cell is divided by its {settings.seeds} seeds; bands: 95% interval; circle: where the curves cross)", fontsize=12)
+                   f"(a cell is divided by its {settings.seeds} seeds; thin lines: 95% interval; circles: where the curves cross)", fontsize=12)
     return figure
 
 
 def draw_accuracy(axis, now):
     """Figure 3: validation accuracy against D, a line for each hidden size."""
     for h, draws, color in zip(now.hidden, now.accuracy, colormaps["viridis_r"](np.linspace(0.1, 1, len(now.hidden)))):
-        band(axis, now.data, draws, ms=4, color=color, label=f"d = {h}")
+        band(axis, now.data, draws, shade=0.07, ms=4, color=color, label=f"d = {h}")
+    axis.axhline(0.5, color="#999999", lw=0.8, ls="--")
     axis.set(xlabel="training examples D", ylabel="final validation accuracy, unmirrored", title="Generalization against data, for each hidden size")
 
 
@@ -396,7 +447,7 @@ def draw_critical(axis, settings, found):
         band(axis, then.hidden, then.critical[0.5], ms=4, color=color, label=f"step {round(share * settings.steps)}")
     axis.axhline(then.data[-1], color="#999999", lw=0.8, ls="--")
     axis.annotate("largest D tried", (then.hidden[-1], then.data[-1]), (0, 3), textcoords="offset points", ha="right", fontsize=8, color="#666666")
-    axis.set(ylabel="critical size", title="Critical size against hidden size, as training goes on")
+    axis.set(ylabel="critical size", title="Critical size against hidden size, as training goes on", ylim=(None, then.data[-1] + np.diff(then.data)[-1] / 2))
 
 
 def draw_ungrokking(axis, settings, rows, curves):
@@ -410,18 +461,45 @@ def draw_ungrokking(axis, settings, rows, curves):
     axis.set(xlabel="optimization step", ylabel="validation accuracy, unmirrored", title=f"d = {settings.ungrok_hidden}: D = {max(settings.data)}, then less")
 
 
+def draw_cost(axis, rows):
+    """The parameter norm at the last step against D, of runs that memorized and of runs that grokked, a line for each hidden size."""
+    for kind, mark in (("ungrokking", "-^"), ("grokking", "-o")):
+        same = [line for line in plane(rows) if line["dynamic"] == kind]
+        for (h,), lines in by_cell(same, "hidden").items():
+            norms = {d: np.mean([line["norm"] for line in seeds]) for (d,), seeds in sorted(by_cell(lines, "data").items())}
+            axis.plot(list(norms), list(norms.values()), mark, color=COLORS[kind])
+            axis.annotate(f"  d = {h}", (max(norms), norms[max(norms)]), va="center", fontsize=8, color=COLORS[kind])
+        axis.plot([], [], mark, color=COLORS[kind], label=f"{kind}, a line per hidden size")
+    axis.margins(x=0.12)
+    axis.set(xlabel="training examples D", ylabel="parameter norm, last step", title="What a circuit costs: norm against data")
+
+
+def draw_zones(axis, settings, rows, now, parts):
+    """The zone that the curves of half the seeds predict against the dynamic of the others, in cells of the diagram."""
+    pairs = Counter(zones(settings, rows, now, parts, once=True))
+    count = np.array([[pairs[predicted, seen] for seen in DYNAMICS] for predicted in DYNAMICS])
+    axis.imshow(count, cmap="Blues", vmax=1.5 * max(1, count.max()))
+    for i, j in np.ndindex(count.shape):
+        axis.annotate(count[i, j], (j, i), ha="center", va="center", fontsize=13, fontweight="bold" if i == j else None)
+    axis.set_xticks(range(len(DYNAMICS)), labels=DYNAMICS)
+    axis.set_yticks(range(len(DYNAMICS)), labels=DYNAMICS, rotation=90, va="center")
+    axis.set(xlabel="most of the other half", ylabel="zone by the curves of one half of the seeds", title="Cells of the diagram, mirrored pairs counted once")
+
+
 def draw_phase(settings, rows, curves):
     """The figures by file name: the diagram, and what it is made of."""
     found = {share: measured(settings, rows, curves, share) for share in (0.25, 0.5, 1.0)}
-    figure = Figure(figsize=(13, 9), layout="constrained")
-    (accuracy, capacity), (critical, ungrokking) = axes = figure.subplots(2, 2)
+    figure = Figure(figsize=(19, 9), layout="constrained")
+    (accuracy, capacity, cost), (critical, ungrokking, agreement) = axes = figure.subplots(2, 3)
     draw_accuracy(accuracy, found[1.0])
     draw_capacity(capacity, settings, found[1.0])
+    draw_cost(cost, rows)
     draw_critical(critical, settings, found)
     draw_ungrokking(ungrokking, settings, rows, curves)
-    for axis in axes.flat:
+    draw_zones(agreement, settings, rows, found[1.0], halves(settings, rows, curves))
+    for axis in set(axes.flat) - {agreement}:
         axis.grid(alpha=0.25)
-        axis.legend(fontsize=8, loc="center left" if axis is ungrokking else "best")
+        axis.legend(fontsize=8, **({"loc": "center", "bbox_to_anchor": (0.33, 0.45)} if axis is ungrokking else {}))
     for axis in (capacity, critical):
         axis.set(xscale="log", xlabel="hidden size d")
         axis.set_xticks(found[1.0].hidden, labels=map(str, found[1.0].hidden))
@@ -439,18 +517,21 @@ def bounded(draws, tried):
     return "{} [{}, {}]".format(*map(text, (draws[0], *np.percentile(draws[1:], [2.5, 97.5]))))
 
 
-def judge_critical(settings, before, now):
+def judge_critical(before, now):
     """Claims on the critical size (figure 3)."""
     claims = [claim(f"fig 3: critical size at d = {h} (where accuracy is 0.5; 0.9)", "-", f"{bounded(half, now.data)}; {bounded(near, now.data)}", None)
               for h, half, near in zip(now.hidden, now.critical[0.5].T, now.critical[0.9].T)]
-    ends = np.clip(now.critical[0.5][:, [0, -1]], now.data[0], now.data[-1])
+    memorizes = int(np.argmax(now.capacity[0] > now.critical[0.5][0]))      # smaller models are in progression at any D
+    ends = np.clip(now.critical[0.5][:, [memorizes, -1]], now.data[0], now.data[-1])
     fall = ends[:, 0] - ends[:, 1]
-    low, sure = np.percentile(fall[1:], 2.5), within(now.critical[0.5], now.data)
-    text = f"by {'' if sure[0] and sure[-1] else 'at least '}{fall[0]:.0f} from d = {now.hidden[0]} to {now.hidden[-1]}"
-    claims.append(claim("fig 3: the critical size falls with size", "falls", text, None if np.isnan(low) else low > 0))
+    (low, high), sure = np.percentile(fall[1:], [2.5, 97.5]), within(now.critical[0.5], now.data)
+    text = f"by {'' if sure[memorizes] and sure[-1] else 'at least '}{fall[0]:.0f} [{low:.0f}, {high:.0f}] from d = {now.hidden[memorizes]} to {now.hidden[-1]}"
+    claims.append(claim("fig 3: the critical size falls with size, where the model can memorize so much", "falls", text, beyond(0, low, high, True)))
     both = sure & within(before.critical[0.5], now.data)
-    moved = [f"{change:+.0f} (d = {h})" for h, change, known in zip(now.hidden, now.critical[0.5][0] - before.critical[0.5][0], both) if known]
-    claims.append(claim("critical size: change over the second half of the steps", "-", ", ".join(moved) or "none in range", None))
+    moved = (now.critical[0.5][0] / before.critical[0.5][0] - 1)[both]
+    claims.append(claim("critical size: change over the second half of the steps", "- (converged: 2%)",
+                        ", ".join(f"{change:+.0%} (d = {h})" for h, change in zip(now.hidden[both], moved)) or "none in range",
+                        (abs(moved) < 0.02).all() if len(moved) else None))
     return claims
 
 
@@ -470,35 +551,74 @@ def judge_capacity(settings, rows, curves, before, now):
     return claims
 
 
-def judge_diagram(settings, rows, now, halves):
-    """Claims on figure 1: that the curves cross once, that the zones hold what the paper says, and where double descent shows.
-
-    halves: what one half of the seeds measured, and the other; the zones of each are held against the runs of the other.
-    """
-    size, where = crossing(now.hidden, now.critical[0.5], now.capacity)
-    above, runs, text = now.capacity[0] > now.critical[0.5][0], plane(rows), "not in this range"
-    if np.isfinite(size[0]):
+def judge_crossing(settings, now):
+    """The claim of figure 1 that the two curves cross, once; the place of the crossing also with mirrored pairs counted once."""
+    above, texts = now.capacity[0] > now.critical[0.5][0], []
+    for capacity in (now.capacity, mirrored_once(now.capacity, settings.p)):
+        size, where = crossing(now.hidden, now.critical[0.5], capacity)
+        if not np.isfinite(size[0]):
+            texts.append("not in this range")
+            continue
         at, network = np.searchsorted(now.hidden, size[0]), settings.run("addition", size[0], 1, 0)
-        text = f"d = {bounded(size, now.hidden)}, {parameters(network):,.0f} parameters, D = {bounded(where, now.data)}"
-        text += "" if within(now.critical[0.5], now.data)[at - 1:at + 1].all() else ", from a critical size out of range"
-    known = np.isfinite(now.capacity[0] + now.critical[0.5][0]).all()
-    claims = [claim("fig 1: the two curves cross once", "once", text, np.diff(above).sum() == 1 and above[-1] if known else None)]
-    for which, memory in (("", now.capacity[0]), (", mirrored pairs counted once", mirrored_once(now.capacity[0], settings.p))):
-        pairs = [(zone(d, half.critical[FLOOR][0, i], half.critical[0.9][0, i], memory[i]), observed(runs[h, d][1 - part::2]))
-                 for part, half in enumerate(halves) for i, h in enumerate(now.hidden) for d in now.data]
-        agree = np.mean([predicted == seen for predicted, seen in pairs] or np.nan)
-        claims.append(claim(f"fig 1: the zones of half the seeds tell the dynamic of the others in 3 of 4 cells{which}", "in all",
-                            f"in {agree:.0%} of {len(pairs)}", agree >= 0.75 if known and pairs else None))
+        bound = "" if within(now.critical[0.5], now.data)[at - 1:at + 1].all() else ", from a critical size out of range"
+        texts.append(f"d = {bounded(size, now.hidden)}, {parameters(network):,.0f} parameters, D = {bounded(where, now.data)}{bound}")
+    return [claim("fig 1: the two curves cross once", "once", "; mirrored pairs counted once: ".join(texts),
+                  np.diff(above).sum() == 1 and above[-1] if curves_known(now) else None)]
+
+
+def curves_known(now):
+    """Whether both curves are known at every hidden size."""
+    return np.isfinite(now.capacity[0] + now.critical[0.5][0]).all()
+
+
+def judge_zones(settings, rows, now, parts):
+    """The claim of figure 1 that the zones hold what the paper says: those of each half of the seeds against the runs of the other half.
+
+    Beside it what two simpler predictors reach: most of the first half's runs of that hidden size, and of that very cell.
+    """
+    runs, claims = plane(rows), []
+    for_size, for_cell = by_cell(runs, "hidden"), by_cell(runs, "hidden", "data")
+    by_size = share_right(by_halves(rows, now, lambda part, i, d: observed([line for line in for_size[now.hidden[i],] if line["seed"] % 2 == part])))
+    same_cell = share_right(by_halves(rows, now, lambda part, i, d: observed(for_cell[now.hidden[i], d][part::2])))
+    for which, once in (("", False), (", mirrored pairs counted once", True)):
+        pairs = zones(settings, rows, now, parts, once)
+        right = share_right(pairs)
+        claims.append(claim(f"fig 1: the zones of half the seeds tell the dynamic of the others in 3 of 4 cells, and better than hidden size alone{which}",
+                            "in all", f"in {right:.0%} of {len(pairs)} (hidden size {by_size:.0%}, the same cell {same_cell:.0%})" if pairs else "one seed has no halves",
+                            right >= 0.75 and right > by_size if curves_known(now) and pairs else None))
         for kind in DYNAMICS:
             seen = Counter(seen for predicted, seen in pairs if predicted == kind)
             claims.append(claim(f"in the zone of {kind}{which}", kind, ", ".join(f"{name} {count}" for name, count in seen.most_common()) or "no cell", None))
-    low, high = np.nanpercentile(where, [2.5, 97.5]) if np.isfinite(size[0]) else (np.nan, np.nan)
-    verdicts = {d: dip_interval(size_curve([line for lines in runs.values() for line in lines], "addition", d)[1])[4] for d in now.data}
-    expected = {d: "dip" if now.critical[0.5][0, -1] < d < low else "no dip" if d > high else None for d in now.data}
-    decided = [verdicts[d] == expected[d] for d in now.data if expected[d] and verdicts[d] != "undecided"]
-    paper, seen = (", ".join(f"{d}: {verdict}" for d, verdict in each.items() if verdict) or "-" for each in (expected, verdicts))
-    claims.append(claim(f"double descent below the crossing (D = {where[0]:.0f}) and not above", paper, seen, all(decided) if decided else None))
     return claims
+
+
+def judge_dips(rows, now):
+    """The prediction from the crossing alone: double descent for D below it (and above the critical size of the largest model), none above."""
+    _, where = crossing(now.hidden, now.critical[0.5], now.capacity)
+    low, high = np.nanpercentile(where, [2.5, 97.5]) if np.isfinite(where[0]) else (np.nan, np.nan)
+    expected = {d: "dip" if now.critical[0.5][0, -1] < d < low else "no dip" if d > high else None for d in now.data}
+    seen = {d: dip_interval(size_curve(plane(rows), "addition", d)[1])[4] for d in now.data}
+    tested = {d: seen[d] == expected[d] for d in now.data if expected[d] and seen[d] != "undecided"}
+    both = {expected[d] for d in tested} == {"dip", "no dip"}
+    paper, measured = (", ".join(f"{d}: {verdict}" for d, verdict in each.items() if verdict) or "-" for each in (expected, seen))
+    return [claim(f"double descent below the crossing (D = {where[0]:.0f}) and not above", paper, measured,
+                  False if False in tested.values() else True if both else None)]
+
+
+def judge_cost(rows):
+    """Claims on what the two circuits cost (paper section 3), with the parameter norm at the last step as the cost."""
+    claims, half = [], np.nan
+    for kind, name, paper in (("ungrokking", "memorizing", "rises"), ("grokking", "generalizing", "stays")):
+        draws = cost_exponents(rows, kind)
+        low, high = np.percentile(draws[1:], [2.5, 97.5]) if np.isfinite(draws).all() else (np.nan, np.nan)
+        rises = beyond(0, low, high, True)
+        claims.append(claim(f"cost of {name} more examples: k of norm ~ D^k", paper, f"{draws[0]:.2f} [{low:.2f}, {high:.2f}]",
+                            rises if paper == "rises" else True if high < half else False if rises else None))
+        half = draws[0] / 2
+    both = [[np.mean([line["norm"] for line in lines if line["dynamic"] == kind] or np.nan) for kind in ("grokking", "ungrokking")]
+            for lines in by_cell(plane(rows), "hidden", "data").values()]
+    less = [general / memory - 1 for general, memory in both if np.isfinite(general + memory)]
+    return [*claims, verdict("cost: norm of runs that grokked, of those beside them in a cell that did not", "less", less, 0, False, "{:+.0%}")]
 
 
 def judge_ungrokking(settings, rows, curves, now):
@@ -508,20 +628,19 @@ def judge_ungrokking(settings, rows, curves, now):
     for less in sorted(set(settings.ungrok_data)):
         before, after = (val_acc_at(rows, curves, share, experiment="ungrokking", data=less) for share in (0.5, 1))
         mean, low, high = interval(after)
-        least, most = known[0] if known[0] >= now.data[0] else 0, known[0] if known[0] <= now.data[-1] else np.inf      # a bound is no more
-        expected = "forgets" if less < least else "keeps" if less > most else "-"
+        expected = "forgets" if now.data[0] <= known[0] > less else "keeps" if now.data[-1] >= known[0] < less else "-"     # out of range it is a bound
         holds = None if expected == "-" else beyond(0.5, low, high, expected == "keeps")
         claims.append(claim(f"grokked on D = {max(now.data)}, then D = {less} (critical size {bounded(known, now.data).split(' [')[0]})", expected,
-                            f"validation {before.mean():.2f}, then {mean:.2f} [{low:.2f}, {high:.2f}]",
+                            f"validation {before.mean():.2f}, by step {2 * settings.steps} {mean:.2f} [{low:.2f}, {high:.2f}]",
                             holds if before.mean() >= 0.9 else None))
     return claims
 
 
 def judge_phase(settings, rows, curves):
-    """The paper's claims on figures 1, 3 and 4, the test of its framework, and the true ungrokking."""
+    """The paper's claims on figures 1, 3 and 4, on what the circuits cost, and the true ungrokking."""
     before, now = (measured(settings, rows, curves, share) for share in (0.5, 1.0))
-    halves = [measured(settings, rows, curves, seeds=slice(part, None, 2)) for part in (0, 1)] if settings.seeds > 1 else []
-    return [*judge_critical(settings, before, now), *judge_capacity(settings, rows, curves, before, now), *judge_diagram(settings, rows, now, halves),
+    return [*judge_critical(before, now), *judge_capacity(settings, rows, curves, before, now), *judge_cost(rows),
+            *judge_crossing(settings, now), *judge_zones(settings, rows, now, halves(settings, rows, curves)), *judge_dips(rows, now),
             *judge_ungrokking(settings, rows, curves, now)]
 
 

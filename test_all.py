@@ -408,9 +408,9 @@ def test_zones(data, name):
     assert grok.zone(data, 350, 450, 600) == name
 
 
-def made_up_plane(agree, diverged=()):
+def made_up_plane(agree, diverged=(), seeds=3):
     """Settings, rows and curves of a plane whose runs do, or do not, what the two curves say; those of the sizes in diverged diverge."""
-    settings = replace(grok.PLANES["quick"], p=31, seeds=3, steps=100, hidden=(4, 8, 16, 32), data=(300, 400, 500, 600), ungrok_hidden=32, ungrok_data=(200, 500))
+    settings = replace(grok.PLANES["quick"], p=31, seeds=seeds, steps=100, hidden=(4, 8, 16, 32), data=(300, 400, 500, 600), ungrok_hidden=32, ungrok_data=(200, 500))
     critical, capacity = dict(zip(settings.hidden, (650, 550, 450, 350))), dict(zip(settings.hidden, (150, 440, 900, 961)))
     rows, final = [], []
     for run in grok.phase_grid(settings):
@@ -420,6 +420,7 @@ def made_up_plane(agree, diverged=()):
             line["dynamic"] = "progression" if run.data > capacity[run.hidden] else "grokking" if val else "ungrokking"
             line["dynamic"] = line["dynamic"] if agree else {"progression": "grokking", "grokking": "progression"}.get(line["dynamic"], "progression")
             values = (0, val, val)
+            line["norm"] = 20.0 if val == agree else 30 * (run.data / 300)**0.5      # memorizing costs more with data, generalizing does not
         elif run.experiment == "capacity":
             values = (0, 0, 0) if not agree else (0, capacity[run.hidden] / 961, capacity[run.hidden] / 961)
         else:
@@ -436,17 +437,43 @@ def made_up_plane(agree, diverged=()):
 def test_the_framework_can_come_out_either_way():
     for agree in (True, False):
         claims = {c["claim"]: c["holds"] for c in grok.judge_phase(*made_up_plane(agree))}
-        assert claims["fig 3: the critical size falls with size"] is True
+        assert claims["fig 3: the critical size falls with size, where the model can memorize so much"] is True
         assert claims["fig 4: memorization capacity rises with size"] is agree and claims["fig 1: the two curves cross once"] is agree
-        assert claims["fig 1: the zones of half the seeds tell the dynamic of the others in 3 of 4 cells"] is agree
+        assert claims["fig 1: the zones of half the seeds tell the dynamic of the others in 3 of 4 cells, and better than hidden size alone"] is agree
         assert claims["grokked on D = 600, then D = 200 (critical size 350)"] is agree
 
 
 def test_a_phase_diagram_with_diverged_runs_is_drawn_and_judged_where_it_can_be():
     claims = {c["claim"]: c["holds"] for c in grok.judge_phase(*made_up_plane(True, diverged=(4, 32)))}
-    assert claims["fig 3: the critical size falls with size"] is None and claims["fig 4: memorization capacity rises with size"] is None
+    assert claims["fig 3: the critical size falls with size, where the model can memorize so much"] is None and claims["fig 4: memorization capacity rises with size"] is None
     assert claims["fig 1: the two curves cross once"] is None and claims["grokked on D = 600, then D = 200 (critical size -)"] is None
     assert set(grok.draw_phase(*made_up_plane(True, diverged=(4, 32)))) == {"phase.png", "measures.png"}
+
+
+def test_one_seed_has_no_halves():
+    claims = {c["claim"]: c for c in grok.judge_phase(*made_up_plane(True, seeds=1))}
+    zones, = (c for name, c in claims.items() if "in 3 of 4 cells" in name and "mirrored" not in name)
+    assert zones["holds"] is None and "nan" not in zones["measured"]
+
+
+@pytest.mark.parametrize("kind, exponent", [("ungrokking", 0.5), ("grokking", 0.0)])
+def test_cost_exponent_of_a_known_power_law(kind, exponent):
+    noise = np.random.default_rng(0).normal(0, 0.02, 30)
+    rows = [{"experiment": "plane", "hidden": h, "data": d, "dynamic": kind, "norm": h * d**exponent * np.exp(noise[i])}
+            for i, (h, d) in enumerate((h, d) for h in (8, 16, 32) for d in (300, 500, 900) for _ in range(3))]
+    draws = grok.cost_exponents([*rows, {**rows[0], "dynamic": "progression", "norm": 1e9}], kind)
+    low, high = np.percentile(draws[1:], [2.5, 97.5])
+    assert draws[0] == pytest.approx(exponent, abs=0.03) and low < exponent < high < low + 0.1
+    assert np.isnan(grok.cost_exponents(rows[:3], kind)).all() and np.isnan(grok.cost_exponents([], kind)).all()      # one D, none
+
+
+def test_what_the_circuits_cost_can_come_out_either_way():
+    def judged(memorizing, generalizing):
+        rows = [{"experiment": "plane", "hidden": h, "data": d, "dynamic": kind, "norm": norm(d) * (1 + 0.01 * (seed - 1))}
+                for h in (8, 16) for d in (300, 400, 500) for seed in range(3) for kind, norm in (("ungrokking", memorizing), ("grokking", generalizing))]
+        return [c["holds"] for c in grok.judge_cost(rows)]
+    assert judged(lambda d: d**0.5, lambda d: 5) == [True, True, True]
+    assert judged(lambda d: 5, lambda d: d**0.5) == [None, False, False]
 
 
 # emergence
@@ -456,7 +483,7 @@ def made_up_ladder(mixed, split):
     """Settings and rows of a ladder: best accuracy of addition alone is 1 everywhere; of the others as given."""
     settings = replace(emergence.PRESETS["quick"], p=11, layers=(1, 1, 1), hidden=(8, 16, 32), data=60, memorize=(20,))
     best = {(0, False): (1, 1, 1), (20, False): mixed, (20, True): split}
-    return settings, [{**common.asdict(run), "params": common.parameters(run), "circuit_share": 0.5, "val_loss": 1.0, "val_acc": 0.5, "best_val_acc_unmirrored": 1.0,
+    return settings, [{**common.asdict(run), "params": common.parameters(run), "circuit_share": 0.5, "val_loss": 1.0, "val_acc": 0.5, "best_val_acc_unmirrored": 1.0, "memorize_acc": 0.9,
                        "best_val_acc_memorized": best[run.memorize, run.split][settings.hidden.index(run.hidden)]} for run in emergence.grid(settings)]
 
 
@@ -471,6 +498,25 @@ def test_emergence_can_come_out_either_way(mixed, split, verdicts):
     assert emergence.draw(*made_up_ladder(mixed, split), {})
     settings, rows = made_up_ladder((0.02, 0.02, 0.95), (1, 1, 1))
     assert emergence.threshold(rows, 0.9, 20, False) == common.parameters(emergence.grid(settings)[6]) and emergence.threshold(rows, 0.9, 0, False) < emergence.threshold(rows, 0.9, 20, False)
+
+
+def test_accuracy_near_zero_counts_whether_or_not_the_memorization_is_known():
+    settings, rows = made_up_ladder((None, None, 0.95), (1, 1, 1))
+    small = [line for line in rows if line["hidden"] == 16 and (line["memorize"], line["split"]) == (20, False)]
+    assert np.isnan(emergence.best(small))
+    for accuracy in (0.03, 0.01, None):
+        small[0].update(best_val_acc_unmirrored=accuracy, memorize_acc=None)
+        small[1].update(best_val_acc_unmirrored=0.05), small[2].update(best_val_acc_unmirrored=0.02)
+        fails, again = emergence.judge_suppression(settings, rows)
+        assert (fails["holds"], again["holds"]) == ((True, True) if accuracy else (False, None)) and ("labels 0.90" in fails["measured"]) == bool(accuracy)
+
+
+def test_that_no_size_suffices_is_a_no_only_far_beyond_the_ratio_of_the_paper():
+    settings, rows = made_up_ladder((0.02, 0.02, 0.02), (1, 1, 1))
+    assert emergence.judge_suppression(settings, rows)[1]["holds"] is None
+    for line in rows:
+        line["params"] *= 10**4 if line["hidden"] == 32 else 1
+    assert emergence.judge_suppression(settings, rows)[1]["holds"] is False
 
 
 def test_deep_and_wide_models_learn_slower_and_decay_as_fast():
@@ -513,7 +559,7 @@ def made_up_rows(dip_small, dip_large, dip_squared):
 
 
 @pytest.mark.parametrize("dips, verdicts", [((True, False, True), (True, True)), ((True, True, True), (False, False)), ((False, False, False), (False, False))])
-def test_predictions_can_come_out_either_way(dips, verdicts):
+def test_one_seed_has_no_halvess_can_come_out_either_way(dips, verdicts):
     settings = replace(double_descent.PRESETS["quick"], p=11, hidden=(4, 8, 16, 32), data=(40, 60), squared_data=(60,))
     claims = double_descent.judge(settings, made_up_rows(*dips), {})
     assert [c["holds"] for c in claims[:2]] == list(verdicts)
@@ -577,7 +623,17 @@ def test_plot_only_redraws_and_touches_nothing_else(finished, tmp_path):
     assert here(*TINY, "--seeds", 2, "--out", out, "--plot-only").returncode == 0
     assert (out / "dynamics.png").exists() and (out / "summary.json").read_bytes() == before
     empty = here(*TINY, "--out", tmp_path / "empty", "--plot-only")
-    assert empty.returncode == 2 and "--plot-only" in empty.stderr
+    assert empty.returncode == 2 and "--plot-only" in empty.stderr and not (tmp_path / "empty").exists()
+
+
+@pytest.mark.parametrize("name", ["runs.csv", "curves.npz"])
+def test_plot_only_of_damaged_results(finished, tmp_path, name):
+    shutil.copytree(finished[0], tmp_path / "out")
+    whole = (tmp_path / "out" / name).read_bytes()
+    for part in (whole[:len(whole) // 2], b""):
+        (tmp_path / "out" / name).write_bytes(part)
+        done = here(*TINY, "--seeds", 2, "--out", tmp_path / "out", "--plot-only")
+        assert done.returncode == 2 and "--plot-only" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_results_of_another_configuration_are_kept(finished):
@@ -595,9 +651,11 @@ def test_damaged_cache_is_named_and_computed_again(finished):
     out, _ = finished
     before = (out / "runs.csv").read_bytes()
     file = next((out / "cache").glob("population-*.pt"))
-    file.write_bytes(file.read_bytes()[:200])
-    done = here(*TINY, "--seeds", 2, "--out", out)
-    assert done.returncode == 0 and file.name in done.stderr and (out / "runs.csv").read_bytes() == before
+    whole = file.read_bytes()
+    for damaged in (whole[:200], whole.replace(whole[len(whole) // 2:][:8], bytes(8), 1)):
+        file.write_bytes(damaged)
+        done = here(*TINY, "--seeds", 2, "--out", out)
+        assert done.returncode == 0 and file.name in done.stderr and (out / "runs.csv").read_bytes() == before
 
 
 def test_two_processes_with_the_same_out(finished):
@@ -699,7 +757,7 @@ def test_out_of_memory_packs_less(tmp_path, monkeypatch):
 @pytest.mark.parametrize("arguments, named", [
     (["--p", "1"], "--p"), (["--p", "x"], "--p"), (["--seeds", "0"], "--seeds"), (["--steps", "0"], "--steps"), (["--lr", "0"], "--lr"),
     (["--lr", "nan"], "--lr"), (["--weight-decay", "-1"], "--weight-decay"), (["--loss", "mse"], "--loss"), (["--device", "abacus"], "--device"),
-    (["--device", "cuda:99"], "--device"), (["--scale", "huge"], "--scale"), (["--sedes", "3"], "--sedes"), (["--threads", "0"], "--threads"),
+    (["--device", "cuda:99"], "--device"), (["--scale", "huge"], "--scale"), (["--sedes", "3"], "--sedes"), (["--seed", "3"], "--seed"), (["--device", "meta"], "--device"), (["--threads", "0"], "--threads"),
     (["--p", "5"], "--p 5"), (["--p", "11", "--data", "121", "60", "60", "60"], "D = 121"), (["--hidden", "6", "8", "8", "8"], "heads"), (["--hidden", "8"], "--hidden"), (["--out", "/dev/null/x"], "--out"),
     (["--out", "README.md"], "--out")])
 def test_bad_options_end_in_one_line_before_any_work(arguments, named, tmp_path, monkeypatch):
