@@ -242,7 +242,7 @@ def judge_metric(settings, rows):
     if len(known) < 3:
         return []
     steps = {measure: abruptness([interval([line[measure] for line in lines])[0] for lines in known]) for measure in ("val_acc", "val_loss", "circuit_share")}
-    return [claim("loss and circuit change more gradually with size than accuracy (largest step, of the whole range)", "- (Schaeffer et al.)",
+    return [claim("loss and circuit change more gradually with size than accuracy (largest step, of the whole range)", "(Schaeffer et al.)",
                   ", ".join(f"{measure} {value:.0%}" for measure, value in steps.items()),
                   None if len(known) < 5 or np.isnan(list(steps.values())).any() else max(steps["circuit_share"], steps["val_loss"]) < steps["val_acc"])]
 

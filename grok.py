@@ -529,7 +529,7 @@ def judge_critical(before, now):
     claims.append(claim("fig 3: the critical size falls with size, where the model can memorize so much", "falls", text, beyond(0, low, high, True)))
     both = sure & within(before.critical[0.5], now.data)
     moved = (now.critical[0.5][0] / before.critical[0.5][0] - 1)[both]
-    claims.append(claim("critical size: change over the second half of the steps", "- (converged: 2%)",
+    claims.append(claim("critical size: change over the second half of the steps", "(converged: 2%)",
                         ", ".join(f"{change:+.0%} (d = {h})" for h, change in zip(now.hidden[both], moved)) or "none in range",
                         (abs(moved) < 0.02).all() if len(moved) else None))
     return claims
@@ -542,12 +542,13 @@ def judge_capacity(settings, rows, curves, before, now):
     most = np.nanargmax(abs(grown)) if np.isfinite(grown).any() else 0
     claims = [claim("fig 4: memorization capacity rises with size", "rises", ", ".join(f"{c:.0f} (d = {h})" for h, c in zip(now.hidden, now.capacity[0])),
                     None if not len(rise) or np.isnan(rise).any() else (rise > 0).all()),
-              claim("capacity: change over the second half of the steps", "- (converged: 2%)", f"{grown[most]:+.1%} at most (d = {now.hidden[most]})",
+              claim("capacity: change over the second half of the steps", "(converged: 2%)", f"{grown[most]:+.1%} at most (d = {now.hidden[most]})",
                     None if np.isnan(grown).any() else (abs(grown) < 0.02).all())]
     for h in now.hidden[below]:
         bits, network = capacity_bits(settings.p, most_known(rows, curves, h)[1]), settings.run("random", h, 1, 0)
-        claims.append(claim(f"capacity at d = {h}: bits a parameter", "- (elsewhere 2 to 3.6)",
-                            "{:.2f} [{:.2f}, {:.2f}]".format(*(np.array(interval(bits)) / parameters(network))), None))
+        most = capacity_bits(settings.p, 0) / parameters(network)
+        claims.append(claim(f"capacity at d = {h}: bits a parameter (elsewhere 2 to 3.6)", "-",
+                            "{:.2f} [{:.2f}, {:.2f}]".format(*(np.array(interval(bits)) / parameters(network))) + f" of at most {most:.2f}", None))
     return claims
 
 
@@ -630,7 +631,8 @@ def judge_ungrokking(settings, rows, curves, now):
         mean, low, high = interval(after)
         expected = "forgets" if now.data[0] <= known[0] > less else "keeps" if now.data[-1] >= known[0] < less else "-"     # out of range it is a bound
         holds = None if expected == "-" else beyond(0.5, low, high, expected == "keeps")
-        claims.append(claim(f"grokked on D = {max(now.data)}, then D = {less} (critical size {bounded(known, now.data).split(' [')[0]})", expected,
+        claims.append(claim(f"grokked on D = {max(now.data)}, then D = {less} (critical size {bounded(known, now.data).split(' [')[0]})",
+                            expected if expected == "-" else f"(Varma et al.: {expected})",
                             f"validation {before.mean():.2f}, by step {2 * settings.steps} {mean:.2f} [{low:.2f}, {high:.2f}]",
                             holds if before.mean() >= 0.9 else None))
     return claims
