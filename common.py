@@ -9,7 +9,7 @@ train a whole population, each run as if it were alone. With R = 1 this is the t
 """
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.6,<2.14", "numpy>=1.26,<3", "matplotlib>=3.8,<4"]
+# dependencies = ["torch>=2.6,<2.16", "numpy>=1.26,<3", "matplotlib>=3.8,<4"]
 # ///
 import argparse
 import csv
@@ -394,7 +394,7 @@ def circuits(logits, data):
     trained on either, where memorization knows nothing. For (a + b)^2 it depends on a + b and c: p means for each sum.
     circuit_share: share of the logit variance on these pairs that the part explains. circuit_margin: its right
     logit less its largest wrong one, mean over sums. circuit_spread: standard deviation of the rest of the logits.
-    memory_acc: training accuracy of the rest, what memorization alone still knows.
+    memory_acc: training accuracy of the rest, a lower bound on what is memorized.
     """
     p, number = data.run.p, torch.arange(data.run.p, device=logits.device)
     x, right = logits - logits.mean(-1, keepdim=True), data.answers[..., None]                # (R, p*p, p), (R, p*p, 1)

@@ -19,7 +19,7 @@ its runs went through, and a verdict on each prediction.
 """
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.6,<2.14", "numpy>=1.26,<3", "matplotlib>=3.8,<4"]
+# dependencies = ["torch>=2.6,<2.16", "numpy>=1.26,<3", "matplotlib>=3.8,<4"]
 # ///
 from dataclasses import dataclass
 

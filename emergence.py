@@ -17,7 +17,7 @@ arXiv 2304.15004); and a verdict on each of the paper's claims.
 """
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.6,<2.14", "numpy>=1.26,<3", "matplotlib>=3.8,<4"]
+# dependencies = ["torch>=2.6,<2.16", "numpy>=1.26,<3", "matplotlib>=3.8,<4"]
 # ///
 from dataclasses import dataclass
 

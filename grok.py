@@ -23,7 +23,7 @@ they are trained on with less data. Each ends with a verdict on every claim.
 """
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.6,<2.14", "numpy>=1.26,<3", "matplotlib>=3.8,<4"]
+# dependencies = ["torch>=2.6,<2.16", "numpy>=1.26,<3", "matplotlib>=3.8,<4"]
 # ///
 from collections import Counter
 from dataclasses import dataclass

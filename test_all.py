@@ -752,7 +752,7 @@ def test_emergence_by_its_command_line_killed_inside_a_run(tmp_path):
 
 
 def test_two_ranks_give_the_results_of_one_process(finished, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", HERE / "grok.py"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "--", HERE / "grok.py"]
     done = subprocess.run([*launch, *TINY, "--seeds", "2", "--out", tmp_path / "two"], capture_output=True, text=True, cwd=HERE)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "two" / "runs.csv").read_bytes() == (finished[0] / "runs.csv").read_bytes()
