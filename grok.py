@@ -18,8 +18,8 @@ generalizes. Which wins, and when, depends on the hidden size and on D:
 Expect dynamics.png with one column per dynamic: validation accuracy leaves the floor late or never, while the circuit
 beneath it, measured in the logits, has been growing long before; and progression.png, seed by seed. From phase, expect
 phase.png, the paper's hand-drawn diagram from real runs: the critical dataset size falls with model size, the
-memorization capacity rises, and they cross; measures.png shows what it is made of, and grokked runs that forget when
-they are trained on with less data. Each ends with a verdict on every claim.
+memorization capacity rises, and they cross; measures.png shows what it is made of, what each circuit costs in parameter
+norm, and grokked runs that forget when they are trained on with less data. Each ends with a verdict on every claim.
 """
 # /// script
 # requires-python = ">=3.10"
