@@ -157,7 +157,8 @@ def judge(settings, rows, curves):
         zero = [line for line in rows if (line["p"], line["task"], line["data"]) == (113, task, data) and line["hidden"] in sizes]
         if zero:
             mean, low, high = interval([np.nanmean(np.array([line["val_acc"] for line in seed], float)) for seed in by_cell(zero, "seed").values()])
-            claims.append(claim(f"{task}, D = {data}, d = {' '.join(map(str, sizes))}: val_acc", "zero", f"{mean:.2f} [{low:.2f}, {high:.2f}]",
+            tried = " ".join(str(size) for size in sizes if size in settings.hidden)
+            claims.append(claim(f"{task}, D = {data}, d = {tried}: val_acc", "zero", f"{mean:.2f} [{low:.2f}, {high:.2f}]",
                                 None if np.isnan(high) else high < 0.1))
     return claims
 
