@@ -83,7 +83,7 @@ def draw_task(top, bottom, rows, task, sizes):
     for data in means:      # label a curve where it is farthest from the others
         others = [abs(means[data] - means[other]) for other in means if other != data]
         at = int(np.argmax(np.nanmin(others, 0))) if others else len(means[data]) // 2
-        top.annotate(f"D = {data}", (hidden[at], means[data][at]), (8, -16), textcoords="offset points", fontsize=11, color=shades[data])
+        top.annotate(f"D = {data}", (hidden[at], means[data][at]), (8, -16 if means[data][at] > 0.08 else 8), textcoords="offset points", fontsize=11, color=shades[data])
     bottom.set_xticks(hidden, labels=map(str, hidden))
     return verdicts
 
