@@ -613,7 +613,7 @@ def judge_cost(rows):
         draws = cost_exponents(rows, kind)
         low, high = np.percentile(draws[1:], [2.5, 97.5]) if np.isfinite(draws).all() else (np.nan, np.nan)
         rises = beyond(0, low, high, True)
-        measured = "too few runs" if np.isnan(draws[0]) else f"{draws[0]:.2f} [{low:.2f}, {high:.2f}]"
+        measured = "too few runs" if np.isnan(low) else f"{draws[0]:.2f} [{low:.2f}, {high:.2f}]"
         claims.append(claim(f"cost of {name} more examples: k of norm ~ D^k", paper, measured,
                             rises if paper == "rises" else True if high < half else False if rises else None))
         half = draws[0] / 2
