@@ -37,7 +37,7 @@ class Ladder(Settings):
 
 
 PRESETS = {
-    "quick": Ladder(p=37, seeds=3, steps=1700, lr=1.5e-2, weight_decay=1.0, layers=(1, 1, 1, 1), hidden=(8, 16, 32, 64),
+    "quick": Ladder(p=37, seeds=3, steps=1550, lr=1.5e-2, weight_decay=1.0, layers=(1, 1, 1, 1), hidden=(8, 16, 32, 64),
                     data=900, memorize=(550,)),
     "small": Ladder(p=59, seeds=3, steps=3000, lr=1e-2, weight_decay=1.0, layers=(1,) * 7, hidden=(8, 16, 24, 32, 48, 64, 128),
                     data=2000, memorize=(1400, 1100)),
