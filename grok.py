@@ -90,7 +90,7 @@ def draw_dynamics(settings, rows, curves):
     figure = Figure(figsize=(13, 9.5), layout="constrained")
     axes = figure.subplots(len(PANELS), len(DYNAMICS), sharex=True, sharey="row")
     for column, (lines, history) in zip(axes.T, cells(settings, rows, curves)):
-        for axis, (label, measures) in zip(column, PANELS):
+        for axis, (_, measures) in zip(column, PANELS):
             for name, (text, color) in measures.items():
                 axis.plot(history["step"].T[1:], history[name].T[1:], color=color, lw=1.2, alpha=0.8)[0].set_label(text)
             axis.grid(alpha=0.25)
