@@ -192,17 +192,17 @@ class ReLU(torch.autograd.Function):
 class Inputs:
     """Token sequences of a population, (R, N, T), and which rows of the table of attention each of them reads.
 
-    longest: a sum of the way back has no more members, where one thread makes it alone (CUDA); an operator has thousands.
+    longest: no sum of the way back has more members, since on CUDA a single thread makes it (an operator has thousands).
     """
 
     def __init__(self, tokens, run, longest=None):
         self.tokens = tokens
         (r, _, t), device = tokens.shape, tokens.device
-        table = torch.arange(r * (t - 1), device=device).view(r, 1, t - 1) * run.vocabulary   # where each table begins
-        self.index = (tokens[..., :-1] + table).flatten(0, 1)                                 # (R*N, T-1)
+        first = torch.arange(r * (t - 1), device=device).view(r, 1, t - 1) * run.vocabulary   # row of token 0 at each position
+        self.index = (tokens[..., :-1] + first).flatten(0, 1)                                 # (R*N, T-1)
         row, order = self.index.flatten().sort(stable=True)
         rows = torch.arange(r * (t - 1) * run.vocabulary, device=device)
-        examples, begin = order // (t - 1), torch.searchsorted(row, rows)                     # sorted by row; where each row begins
+        examples, begin = order // (t - 1), torch.searchsorted(row, rows)                     # by row; where each row begins
         self.inverse = examples, begin
         if longest:                                                                           # first parts of rows, then rows
             place = torch.arange(len(row), device=device) - begin[row]                        # of an example in its row
@@ -220,13 +220,13 @@ class Block(nn.Module):
 
     def __init__(self, run, draw):
         super().__init__()
-        d, depth, self.heads = run.hidden, run.layers**-0.5, run.heads
-        self.query, self.key, self.value, self.output = draw(d, d), draw(d, d), draw(d, d), draw(d, d, scale=depth)
+        d, added, self.heads = run.hidden, run.layers**-0.5, run.heads      # added: to the residual stream, by every layer
+        self.query, self.key, self.value, self.output = draw(d, d), draw(d, d), draw(d, d), draw(d, d, scale=added)
         self.mlp_in, self.mlp_in_bias = draw(d, 4 * d), draw(4 * d, scale=0)
-        self.mlp_out, self.mlp_out_bias = draw(4 * d, d, scale=depth), draw(d, scale=0)
+        self.mlp_out, self.mlp_out_bias = draw(4 * d, d, scale=added), draw(d, scale=0)
 
     def attention(self, x, last, textbook=False):
-        """What attention reads at every position, (R, N, T, d) -> the same, or with last at the last: (R, N, 1, d).
+        """What attention reads at every position, (R, N, T, d) -> (R, N, T, d), or at the last position only, (R, N, 1, d).
 
         T is small, so sums over the places of the keys are faster than PyTorch's attention, which textbook takes.
         """
@@ -280,7 +280,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A population of transformers with learned positions and an untied unembedding (paper section 2).
 
-    runs: they share everything but seed and labels. Weights are normal / sqrt(hidden), what a block adds to the
+    runs: they share everything but the seed. Weights are normal / sqrt(hidden), what a block adds to the
     residual stream smaller by sqrt(layers); each run's are drawn on the CPU from its own seed.
     """
 
@@ -362,7 +362,7 @@ def training_loss(logits, labels, kind):
 
 
 class Population:
-    """The data of runs that train together, on a device: they share everything but seed and labels."""
+    """The data of runs that train together, on a device: they share everything but the seed."""
 
     def __init__(self, runs, device):
         def stack(tensors):
@@ -403,12 +403,12 @@ def circuits(logits, data):
         pair = torch.arange(p * p, device=logits.device)[None]                                # (groups, n)
     else:                               # a group for each sum a + b
         pair = number * p + (number[:, None] - number) % p
-    x, right = x[:, pair], right[:, pair]                                                     # (R, groups, n, p), (R, groups, n, 1)
-    known = data.unmirrored[:, pair, None].float()                                            # (R, groups, n, 1)
-    count, pairs = known.sum(2, keepdim=True), known.sum((1, 2, 3))
-    part = known.mT @ x / count.clamp(min=1)                                                  # (R, groups, 1, p)
+    x, right = x[:, pair], right[:, pair]                                                     # (R, groups, n, p or 1)
+    unseen = data.unmirrored[:, pair, None].float()                                           # (R, groups, n, 1)
+    count, pairs = unseen.sum(2, keepdim=True), unseen.sum((1, 2, 3))
+    part = unseen.mT @ x / count.clamp(min=1)                                                  # (R, groups, 1, p)
     used = count.flatten(1) > 0                                                               # (R, groups)
-    total = (x.square().sum(-1, keepdim=True) * known).sum((1, 2, 3))
+    total = (x.square().sum(-1, keepdim=True) * unseen).sum((1, 2, 3))
     rest = (total - (part.square() * count).sum((1, 2, 3))) * pairs / (pairs - used.sum(1))    # unbiased
     margin = part.gather(-1, right[:, :, :1]) - part.scatter(-1, right[:, :, :1], -math.inf).amax(-1, keepdim=True)
     memory = ((x - part).argmax(-1, keepdim=True) == right).float().where(total.isfinite()[:, None, None, None], math.nan)
@@ -434,8 +434,8 @@ def evaluate(model, data):
                 "val_loss": mean_over(loss, data.val),
                 "norm": sum(w.square().flatten(1).sum(1) for w in model.parameters()).sqrt()}
     if data.run.memorize:
-        guess = model(data.inputs).argmax(-1)[:, data.run.data:]
-        measures["memorize_acc"] = (guess == data.labels[:, data.run.data:]).float().mean(1).where(loss.isfinite().all(1), math.nan)
+        guess, label = model(data.inputs).argmax(-1)[:, data.run.data:], data.labels[:, data.run.data:]
+        measures["memorize_acc"] = (guess == label).float().mean(1).where(loss.isfinite().all(1), math.nan)
     if data.run.task != "random":
         measures |= circuits(logits, data)
         measures["fourier_top5"] = fourier_concentration(model.embed, data.run.p)
@@ -564,25 +564,25 @@ def load_histories(folder):
     return done
 
 
-def size(run):
+def values_per_example(run):
     """Values that one example of a run computes: what memory and time are estimated from."""
     return (1 if run.layers == 1 else run.length) * run.layers * 16 * run.hidden + 3 * run.p
 
 
-def cost(population):
+def work(population):
     """Relative time to train a population, for the time left and to share the work out."""
     run = population[0]
-    return len(population) * run.steps * (run.data + run.memorize) * size(run) * (run.hidden + 80)
+    return len(population) * run.steps * (run.data + run.memorize) * values_per_example(run) * (run.hidden + 80)
 
 
 def expected_seconds(populations, options):
-    """How long they take to train: three times their cost at the speed of a float32 matrix product here.
+    """How long they take to train: three times their work at the speed of a float32 matrix product here.
 
     Within a factor of two on a CPU; on a GPU, where small models wait for kernels to start, longer.
     """
     x, weight = torch.randn(2048, 512, device=options.device), torch.randn(512, 512, device=options.device)
     seconds = seconds_per_call({"product": lambda: x @ weight}, options.device, 5)["product"]
-    return 3 * sum(map(cost, populations)) * seconds / (2 * 2048 * 512 * 512) / options.workers
+    return 3 * sum(map(work, populations)) * seconds / (2 * 2048 * 512 * 512) / options.workers
 
 
 def pack(runs, device):
@@ -596,10 +596,10 @@ def pack(runs, device):
         shapes[replace(run, seed=0, experiment="")].append(run)
     room = torch.cuda.get_device_properties(device).total_memory // 4 if device.startswith("cuda") else 2**28
     for run, same in shapes.items():
-        each = 4 * max(run.data + run.memorize, 1.5 * run.p**2) * size(run)               # a training step or an evaluation
+        each = 4 * max(run.data + run.memorize, 1.5 * run.p**2) * values_per_example(run)     # a training step or an evaluation
         parts = math.ceil(len(same) / max(1, room // each))
         populations += [same[i * len(same) // parts:(i + 1) * len(same) // parts] for i in range(parts)]
-    return sorted(populations, key=cost, reverse=True)
+    return sorted(populations, key=work, reverse=True)
 
 
 def train_to_cache(population, options, tick):
@@ -611,7 +611,8 @@ def train_to_cache(population, options, tick):
     except torch.cuda.OutOfMemoryError:
         history = None      # halved below, when what the exception holds is freed
     if history:
-        write(checkpoint.with_name(f"population-{name}.pt"), partial(torch.save, {"runs": [asdict(run) for run in population], "history": history}))
+        finished = {"runs": [asdict(run) for run in population], "history": history}
+        write(checkpoint.with_name(f"population-{name}.pt"), partial(torch.save, finished))
         checkpoint.unlink(missing_ok=True)
     elif len(population) == 1:
         fail(f"--device {options.device}: too little memory for one run of hidden size {population[0].hidden}")
@@ -625,44 +626,46 @@ def train_to_cache(population, options, tick):
 
 def run_steps(begun):
     """Steps made in this start, over all runs; begun: (population, share done before this start, share done now) of each."""
-    return sum(len(part) * part[0].steps * (now - before) for part, before, now in begun)
+    return sum(len(population) * population[0].steps * (now - before) for population, before, now in begun)
 
 
 def progress(begun, mine, seconds):
     """How far the populations mine are, and the time left if they go on as in these seconds."""
-    finished = sum(len(part) for part, _, now in begun if now == 1)
-    work = sum(cost(part) * (now - before) for part, before, now in begun)
-    left = sum(map(cost, mine)) - sum(cost(part) * now for part, _, now in begun)
+    finished = sum(len(population) for population, _, now in begun if now == 1)
+    made = sum(work(population) * (now - before) for population, before, now in begun)
+    left = sum(map(work, mine)) - sum(work(population) * now for population, _, now in begun)
     text = f"{finished}/{sum(map(len, mine))} runs, {run_steps(begun) / seconds:.0f} run-steps/s"
-    return text + (f", {timedelta(seconds=round(seconds * left / work))} left" if work else "")
+    return text + (f", {timedelta(seconds=round(seconds * left / made))} left" if made else "")
 
 
 def sweep(runs, options):
     """Train the runs that the cache does not hold. Returns {run: history}, a history a dict of arrays (evaluations,).
 
-    On a CPU each thread trains a population, which is faster than all threads on one. Under torchrun the ranks share
-    the populations out and a common file system, and rank 0 returns the results (the others None). Either way the
-    results are the same.
+    On a CPU each thread trains a population, which is faster than all threads on one. Under torchrun the ranks divide
+    the populations among them and have a file system in common; rank 0 returns the results, the others None. Either way
+    the results are the same.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    folder, begun = options.out / "cache", time.monotonic()
+    folder, start = options.out / "cache", time.monotonic()
     done = load_histories(folder)
     if world > 1:
         dist.barrier()      # all ranks know the same runs as done before any adds one
     missing = [[run for run in population if run not in done] for population in pack(runs, options.device)]
-    mine = list(filter(None, missing))[rank::world]
+    mine = [population for population in missing if population][rank::world]
     expected = expected_seconds(mine, options)
     if expected > 60:
         print(f"expect about {timedelta(seconds=round(expected, -1))} of training", file=sys.stderr, flush=True)
-    at, shown, live, stop = {}, 0.0, sys.stderr.isatty(), threading.Event()      # at: for each first run, its part of progress
+    at, shown, live, stop = {}, 0.0, sys.stderr.isatty(), threading.Event()
+    # at: {first run of a population: (population, share done before this start, share done now)}
 
     def tick(population, step, measures):
         """After each evaluation: end if the sweep was stopped, else show how far it is."""
         nonlocal shown
         if stop.is_set():
             raise KeyboardInterrupt
-        run, now, seconds = population[0], step / population[0].steps, time.monotonic() - begun
-        at[run] = population, at[run][1] if run in at else now, now
+        run, now, seconds = population[0], step / population[0].steps, time.monotonic() - start
+        before = at[run][1] if run in at else now
+        at[run] = (population, before, now)
         if step and seconds - shown >= (0.2 if live else 30):
             shown = seconds
             line = (f"{progress(list(at.values()), mine, seconds)} | hidden {run.hidden}, D {run.data}, step {step}: "
@@ -679,13 +682,14 @@ def sweep(runs, options):
             raise
     if live:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
-    write(folder / f"run-steps-{rank}", str(run_steps(at.values())))      # a file: gloo may abort at exit where it has sent a tensor
+    # in a file, since gloo may abort at exit where it has sent a tensor
+    write(folder / f"run-steps-{rank}", str(run_steps(at.values())))
     if world > 1:
         dist.barrier()
     if rank == 0:
         before, done = len(done), load_histories(folder)
         steps = sum(float((folder / f"run-steps-{i}").read_text()) for i in range(world))
-        options.runs_trained, options.speed = len(done) - before, round(steps / (time.monotonic() - begun), 1)
+        options.runs_trained, options.speed = len(done) - before, round(steps / (time.monotonic() - start), 1)
         return {run: done[run] for run in runs}
 
 
@@ -754,7 +758,8 @@ def size_curve(rows, task, data, measure="val_acc_unmirrored"):
     """Hidden sizes, ascending, and the seeds' values at each, (sizes, seeds); NaN for a run that diverged."""
     cells = by_cell(rows, "task", "data", "hidden")
     sizes = sorted(hidden for t, d, hidden in cells if (t, d) == (task, data))
-    return np.array(sizes), np.array([[line[measure] for line in cells[task, data, hidden]] for hidden in sizes], dtype=float)      # None becomes NaN
+    values = [[line[measure] for line in cells[task, data, hidden]] for hidden in sizes]
+    return np.array(sizes), np.array(values, dtype=float)      # None becomes NaN
 
 
 def dip(means):
@@ -782,7 +787,8 @@ def resampled_means(values, seed=0, draws=2000):
     drawn = np.random.default_rng(seed).integers(values.shape[-1], size=(draws, *values.shape))
     values = np.concatenate([values[None], np.take_along_axis(np.broadcast_to(values, drawn.shape), drawn, -1)])
     known = np.isfinite(values)
-    means = np.where(known, values, 0).sum(-1) / np.where(known.any(-1), known.sum(-1), np.nan)
+    count = known.sum(-1)
+    means = np.where(known, values, 0).sum(-1) / np.where(count > 0, count, np.nan)
     if values.shape[-1] < 3:
         means[1:] = np.nan
     return means
@@ -790,12 +796,16 @@ def resampled_means(values, seed=0, draws=2000):
 
 def below(means):
     """How far values of curves (..., sizes) lie below both one before and one after, for all such triples: (..., triples)."""
-    before, at, after = np.array([*combinations(range(means.shape[-1]), 3)], int).reshape(-1, 3).T
+    triples = np.array(list(combinations(range(means.shape[-1]), 3)), int).reshape(-1, 3)     # none of fewer than 3 sizes
+    before, at, after = triples.T
     return np.minimum(means[..., before], means[..., after]) - means[..., at]
 
 
 def dip_depths(values, seed=0):
-    """Depths of the dip of values (sizes, seeds), the estimate and its bootstrap, (1 + draws,): the largest of noisy differences, biased upwards."""
+    """Depths of the dip of values (sizes, seeds), the estimate and its bootstrap, (1 + draws,).
+
+    As the largest of noisy differences they are biased upwards.
+    """
     return below(resampled_means(values, seed)).max(-1, initial=0)
 
 
@@ -804,11 +814,12 @@ def dip_interval(values):
 
     'dip' where the depth is above DIP and some triple of sizes surely dips: its difference is above 0 by more standard
     errors than the largest error over all triples has in 97.5% of the draws (max-t), and by how much is the lower end.
-    'no dip' where the upper end, of the bootstrapped depth, is below DIP; else, and below 3 seeds, 'undecided'. The standard
-    error has 1/seeds added in quadrature: that few seeds did the same does not prove that all do.
+    'no dip' where the upper end, of the bootstrapped depth, is below DIP (or where fewer than 3 sizes can have none); else,
+    and below 3 seeds, 'undecided'. The standard error has 1/seeds added in quadrature: that few seeds did the same does not
+    prove that all do.
     """
-    depth, where = dip(resampled_means(values, draws=0)[0])
-    seeds, deep = values.shape[-1], below(resampled_means(values))
+    means, seeds = resampled_means(values), values.shape[-1]
+    (depth, where), deep = dip(means[0]), below(means)
     error = np.sqrt(deep[1:].var(0) * seeds / max(1, seeds - 1) + 1 / seeds**2)
     most = np.percentile(((deep[1:] - deep[0]) / error).max(-1, initial=0), 97.5)
     low, high = (deep[0] - most * error).max(initial=0), np.percentile(deep[1:].max(-1, initial=0), 97.5)
@@ -825,9 +836,11 @@ def claim(text, paper, measured, holds):
 
 def write(path, content):
     """Write a file atomically. content is its text, or a function that saves to a binary file, such as figure.savefig."""
-    buffer = io.BytesIO(content.encode() if isinstance(content, str) else b"")
+    buffer = io.BytesIO()
     if callable(content):
         content(buffer)
+    else:
+        buffer.write(content.encode())
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
@@ -889,7 +902,8 @@ def commonest_dynamic(rows):
 
 def count_dynamics(rows):
     """What the seeds of a cell went through, the most frequent first: 'grokking 2/3, semi-grokking 1/3'."""
-    return ", ".join(f"{name} {count}/{len(rows)}" for name, count in Counter(line["dynamic"] or "-" for line in rows).most_common())
+    counts = Counter(line["dynamic"] or "-" for line in rows)
+    return ", ".join(f"{name} {count}/{len(rows)}" for name, count in counts.most_common())
 
 
 # command line
@@ -910,7 +924,8 @@ class Settings:
     weight_decay: float = option("weight decay of AdamW")
     loss: str = option("rounding of the loss trained on", "float32", choices=("float32", "exact"))
     eps: float = option("epsilon of AdamW", 1e-8)
-    precision: str = option("of the matrix products while training (tf32: NVIDIA GPUs)", "float32", choices=("float32", "tf32", "bfloat16"))
+    precision: str = option("of the matrix products while training (tf32: NVIDIA GPUs)", "float32",
+                            choices=("float32", "tf32", "bfloat16"))
 
     def run(self, task, hidden, data, seed, **more):
         """A Run with these settings, but for those given."""
@@ -935,7 +950,8 @@ def value_of(kind, minimum):
         except ValueError:
             number = math.nan
         if not minimum <= number < math.inf:
-            raise argparse.ArgumentTypeError(f"{text}: {'an integer' if kind is int else 'a number'} of at least {minimum} is needed")
+            what = "an integer" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text}: {what} of at least {minimum} is needed")
         return number
     return parse
 
@@ -954,12 +970,15 @@ def set_up(options):
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.device.startswith("cpu:"):       # another name of the same device
+        options.device = "cpu"
     if options.device == "cuda" and torch.cuda.is_available():
         options.device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     try:
         torch.zeros(1, device=options.device).item()
     except (RuntimeError, AssertionError):
-        fail(f"--device {options.device}: not a device of this machine; allowed are auto, cpu, and cuda, cuda:N or mps where there is one")
+        fail(f"--device {options.device}: not a device of this machine; allowed are auto, cpu, "
+             "and cuda, cuda:N or mps where there is one")
     options.workers = (options.threads or THREADS) if options.device == "cpu" else 1
     torch.set_num_threads(1)
     if options.device.startswith("cuda"):
@@ -981,8 +1000,8 @@ def command_line(script, doc, experiments):
                                      description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.error = fail         # one line, without the usage in front
     machine_options(parser)
-    parser.add_argument("--scale", choices=presets, help="quick: a CPU, one or two minutes; small: p = 59; paper: the paper's grid"
-                        " (default: paper on cuda, quick otherwise)")
+    parser.add_argument("--scale", choices=presets, help="quick: a CPU, one or two minutes; small: p = 59; "
+                        "paper: the paper's grid (default: paper on cuda, quick otherwise)")
     settings = fields(presets["quick"])
     for f in settings:
         meta, several = f.metadata, f.type == tuple[int, ...]
@@ -1010,9 +1029,10 @@ def check(runs):
     for run in runs:
         if not 1 <= run.data <= run.p**2:
             fail(f"D = {run.data} training examples: --p {run.p} has {run.p**2} pairs, D must be 1 to {run.p**2}")
-        known = trained(run).view(run.p, run.p)
-        if run.task != "random" and (known | known.T).all():
-            fail(f"D = {run.data} training examples of the {run.p**2} pairs of --p {run.p}: none is left whose mirror is not trained on")
+        seen = trained(run).view(run.p, run.p)
+        if run.task != "random" and (seen | seen.T).all():
+            fail(f"D = {run.data} training examples of the {run.p**2} pairs of --p {run.p}: "
+                 "none is left whose mirror is not trained on")
         if run.memorize > run.p**2:
             fail(f"{run.memorize} examples to memorize: --p {run.p} has {run.p**2} pairs")
         if run.hidden % run.heads:
@@ -1035,10 +1055,10 @@ def locked(out):
     return lock
 
 
-def begin(out, fresh, summary):
+def begin(options, summary):
     """Begin summary.json, or end with one line: results of another configuration. Returns what was saved, {} for nothing."""
-    path, wanted, saved = out / "summary.json", summary["configuration"], {}
-    if fresh:
+    out, path, wanted, saved = options.out, options.out / "summary.json", summary["configuration"], {}
+    if options.fresh:
         for old in [*out.glob("cache/*.pt"), path, out / "runs.csv", out / "curves.npz"]:
             old.unlink(missing_ok=True)
     if path.exists():
@@ -1046,8 +1066,11 @@ def begin(out, fresh, summary):
             saved = json.loads(path.read_text())
             for name, value in saved["configuration"].items():
                 if value != wanted.get(name):
-                    fail(f"--out {out}: holds results with {name} = {value}, not {wanted.get(name)}; --fresh overwrites them, another --out keeps them")
+                    fail(f"--out {out}: holds results with {name} = {value}, not {wanted.get(name)}; "
+                         "--fresh overwrites them, another --out keeps them")
         except (ValueError, KeyError, TypeError, AttributeError):
+            if options.plot_only:
+                fail(f"--plot-only: {path} is damaged; the same command without it writes it again")
             print(f"{path} is damaged and is written again", file=sys.stderr)
             saved = {}
     if not saved:
@@ -1069,16 +1092,19 @@ def print_results(rows, claims):
         return f"{np.mean(values):.3g}" if values else "-"
     names = [name for name in ("experiment", "task", "layers", "hidden", "data", "first_data", "memorize", "split")
              if name in ("hidden", "data") or len({line[name] for line in rows}) > 1]
-    measures = [name for name in ("train_acc", "memorize_acc", "val_acc", "val_acc_unmirrored", "best_val_acc", "memorized_at", "generalized_at")
-                if name in rows[0]]
-    print_table([[*names, "dynamic", *measures]] + [
-        [*map(str, key), count_dynamics(cell), *(mean(cell, name) for name in measures)] for key, cell in by_cell(rows, *names).items()])
+    measures = [name for name in ("train_acc", "memorize_acc", "val_acc", "val_acc_unmirrored", "best_val_acc", "memorized_at",
+                                  "generalized_at") if name in rows[0]]
+    table = [[*names, "dynamic", *measures]]
+    for key, cell in by_cell(rows, *names).items():
+        table.append([*map(str, key), count_dynamics(cell), *(mean(cell, name) for name in measures)])
+    print_table(table)
     for line in rows:
         if line["dynamic"] == "diverged":
             print("diverged:", ", ".join(f"{name} {line[name]}" for name in [*names, "seed"]))
     print()
     holds = {True: "yes", False: "NO", None: "-"}
-    print_table([["claim", "paper", "measured", "holds"], *([c["claim"], c["paper"], c["measured"], holds[c["holds"]]] for c in claims)])
+    table = [["claim", "paper", "measured", "holds"]]
+    print_table(table + [[c["claim"], c["paper"], c["measured"], holds[c["holds"]]] for c in claims])
 
 
 def report(settings, out, draw, judge):
@@ -1099,12 +1125,12 @@ def reproduce(script, doc, **experiments):
     experiments: name=(presets, grid, draw, judge), the default first. draw(settings, rows, curves) is {file name: Figure},
     judge(settings, rows, curves) a list of claims; rows and curves as read_results returns them.
     """
-    begun, rank = time.monotonic(), int(os.environ.get("RANK", 0))
+    start, rank = time.monotonic(), int(os.environ.get("RANK", 0))
     experiment, settings, options = command_line(script, doc, experiments)
     _, grid, draw, judge = experiments[experiment]
     runs = list(dict.fromkeys(grid(settings)))      # each once
     check(runs)
-    if options.plot_only and not (options.out / "runs.csv").exists():
+    if options.plot_only and not all((options.out / name).exists() for name in ("runs.csv", "summary.json")):
         fail(f"--plot-only: no results in {options.out}; the same command without it makes them")
     device = torch.cuda.get_device_name(options.device) if options.device.startswith("cuda") else options.device
     summary = {"command": options.command,
@@ -1117,8 +1143,9 @@ def reproduce(script, doc, **experiments):
             dist.init_process_group("gloo", timeout=timedelta(days=7))
         if rank == 0:
             lock = locked(options.out)
-            saved = begin(options.out, options.fresh, summary)
-            print(f"{script}: {options.scale} scale, {len(runs)} runs of {settings.steps} steps on {device}; results go to {options.out}")
+            saved = begin(options, summary)
+            print(f"{script}: {options.scale} scale, {len(runs)} runs of {settings.steps} steps on {device}; "
+                  f"results go to {options.out}")
         if "RANK" in os.environ:
             dist.barrier()
         results = None if options.plot_only else sweep(runs, options)
@@ -1129,11 +1156,11 @@ def reproduce(script, doc, **experiments):
         rows, claims = report(settings, options.out, draw, judge)
         if results:
             if options.runs_trained or "seconds" not in saved:      # else what trained them stands
-                saved = summary | {"seconds": round(time.monotonic() - begun, 1), "runs_trained": options.runs_trained,
+                saved = summary | {"seconds": round(time.monotonic() - start, 1), "runs_trained": options.runs_trained,
                                    "run_steps_per_second": options.speed}
             write(options.out / "summary.json", json.dumps(saved | {"claims": claims}, indent=1) + "\n")
         print_results(rows, claims)
-        print(f"\n{time.monotonic() - begun:.0f} s; figures, runs.csv, curves.npz and summary.json are in {options.out}")
+        print(f"\n{time.monotonic() - start:.0f} s; figures, runs.csv, curves.npz and summary.json are in {options.out}")
     except KeyboardInterrupt:
         print("\nInterrupted. What is finished is saved; the same command goes on from there.", file=sys.stderr)
         raise SystemExit(130) from None
@@ -1172,11 +1199,11 @@ def seconds_per_call(functions, device, rounds):
 def matrix_products(run, count, device):
     """A function that makes only the matrix products per example of a training step of count runs: its lower bound."""
     n, d, p = run.data, run.hidden, run.p
-    pairs = [(torch.randn(count, n, a, device=device), torch.randn(count, a, b, device=device), torch.randn(count, n, b, device=device))
-             for a, b in ((d, d), (d, 4 * d), (4 * d, d), (d, p))]
+    products = [[torch.randn(count, *shape, device=device) for shape in ((n, a), (a, b), (n, b))]
+                for a, b in ((d, d), (d, 4 * d), (4 * d, d), (d, p))]
 
     def multiply():
-        for x, weight, gradient in pairs:
+        for x, weight, gradient in products:
             x @ weight, gradient @ weight.mT, x.mT @ gradient
     return multiply
 
@@ -1222,11 +1249,15 @@ def benchmark():
     taken = seconds_per_call(functions, device, 20)
     each = {name: 1e3 * seconds / (1 if name == "one at a time" else count) for name, seconds in taken.items()}
     best = min((name for name in each if name not in ("one at a time", "products")), key=each.get)
-    print(f"P = {options.p}, hidden {options.hidden}, D = {options.data}, {count} runs, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print_table([["", "ms per run and step", "run-steps/s", "times one at a time", "share of it in matrix products"]] +
-                [[name, f"{ms:.3f}", f"{1e3 / ms:.1f}", f"{each['one at a time'] / ms:.1f}", f"{each['products'] / ms:.2f}"] for name, ms in each.items()])
-    print(json.dumps({"ms_per_run_step": each[best], "one_at_a_time_ms": each["one at a time"], "ratio": each["one at a time"] / each[best],
-                      "matmul_share": each["products"] / each[best], "best": best}))
+    alone, products = each["one at a time"], each["products"]
+    print(f"p = {options.p}, hidden {options.hidden}, D = {options.data}, {count} runs, {device}, "
+          f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    table = [["", "ms per run and step", "run-steps/s", "times one at a time", "share of it in matrix products"]]
+    for name, ms in each.items():
+        table.append([name, f"{ms:.3f}", f"{1e3 / ms:.1f}", f"{alone / ms:.1f}", f"{products / ms:.2f}"])
+    print_table(table)
+    print(json.dumps({"ms_per_run_step": each[best], "one_at_a_time_ms": alone, "ratio": alone / each[best],
+                      "matmul_share": products / each[best], "best": best}))
 
 
 if __name__ == "__main__" and Path(sys.argv[0]).name == "common.py":

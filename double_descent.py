@@ -26,7 +26,8 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from common import COLORS, DIP, Settings, by_cell, claim, commonest_dynamic, dip_depths, dip_interval, interval, option, reproduce, size_curve
+from common import COLORS, DIP, FLOOR, Settings, by_cell, claim, commonest_dynamic, dip_depths, dip_interval, interval, option
+from common import reproduce, size_curve
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,12 @@ class Grid(Settings):
 
 
 PRESETS = {
-    "quick": Grid(p=43, seeds=7, steps=1500, lr=2e-2, weight_decay=1.0, hidden=(4, 8, 16, 40), data=(600, 700), squared_data=(700,)),
-    "small": Grid(p=59, seeds=11, steps=3000, lr=1e-2, weight_decay=1.0, hidden=(4, 8, 12, 16, 24, 32, 64),
-                  data=(1000, 1200, 1500), squared_data=(1200, 1500)),
-    "paper": Grid(p=113, seeds=11, steps=10000, lr=5e-3, weight_decay=1.0, hidden=(4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 56, 64, 100),
+    "quick": Grid(p=43, seeds=7, steps=1500, lr=2e-2, weight_decay=1.0,
+                  hidden=(4, 8, 16, 40), data=(600, 700), squared_data=(700,)),
+    "small": Grid(p=59, seeds=11, steps=3000, lr=1e-2, weight_decay=1.0,
+                  hidden=(4, 8, 12, 16, 24, 32, 64), data=(1000, 1200, 1500), squared_data=(1200, 1500)),
+    "paper": Grid(p=113, seeds=11, steps=10000, lr=5e-3, weight_decay=1.0,
+                  hidden=(4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 56, 64, 100),
                   data=(2600, 3000, 4000, 5000), squared_data=(3000,)),
 }
 
@@ -73,17 +76,18 @@ def draw_task(top, bottom, rows, task, sizes):
         for size, mean, each in zip(hidden, means[data], values):
             seeds = cells[task, size, data]
             top.scatter(size, mean, color=COLORS[commonest_dynamic(seeds)], s=90, zorder=4, edgecolors="white", linewidths=0.6)
-            top.scatter([size * 1.025 ** (i - (len(sizes) - 1) / 2)] * len(seeds), each, s=7, alpha=0.6, zorder=3,      # side by side
-                        color=[COLORS[line["dynamic"]] for line in seeds])
+            beside = size * 1.025 ** (i - (len(sizes) - 1) / 2)      # the seeds of each D in a column of their own
+            top.scatter([beside] * len(seeds), each, s=7, alpha=0.6, zorder=3, color=[COLORS[line["dynamic"]] for line in seeds])
         _, where, _, _, verdict = dip_interval(values)
         verdicts.add(verdict)
         if verdict == "dip":
-            top.annotate("dip", (hidden[where], means[data][where]), (0, 45), textcoords="offset points", ha="center", fontsize=13,
-                         arrowprops={"arrowstyle": "->"})
+            top.annotate("dip", (hidden[where], means[data][where]), (0, 45), textcoords="offset points", ha="center",
+                         fontsize=13, arrowprops={"arrowstyle": "->"})
     for data in means:      # label a curve where it is farthest from the others
         others = [abs(means[data] - means[other]) for other in means if other != data]
-        at = int(np.argmax(np.nanmin(others, 0))) if others else len(means[data]) // 2
-        top.annotate(f"D = {data}", (hidden[at], means[data][at]), (8, -16 if means[data][at] > 0.08 else 8), textcoords="offset points", fontsize=11, color=shades[data])
+        at = int(np.argmax(np.nan_to_num(np.min(others, 0), nan=-1))) if others else len(means[data]) // 2
+        top.annotate(f"D = {data}", (hidden[at], means[data][at]), (8, -16 if means[data][at] > 0.08 else 8),
+                     textcoords="offset points", fontsize=11, color=shades[data])
     bottom.set_xticks(hidden, labels=map(str, hidden))
     return verdicts
 
@@ -93,7 +97,8 @@ def draw(settings, rows, curves):
     figure = Figure(figsize=(13.4, 6.4), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 1))
     axes[1, 0].set_xscale("log")
-    verdicts, formula = set(), {"addition": f"(a + b) mod {settings.p}", "squared_addition": f"(a + b)$^2$ mod {settings.p}"}
+    formula = {"addition": f"(a + b) mod {settings.p}", "squared_addition": f"(a + b)$^2$ mod {settings.p}"}
+    verdicts = set()
     for (top, bottom), (task, sizes) in zip(axes.T, tasks(settings)):
         verdicts |= draw_task(top, bottom, rows, task, sizes)
         top.set_title(formula[task], fontsize=13)
@@ -106,7 +111,8 @@ def draw(settings, rows, curves):
     axes[1, 0].set_ylabel("training accuracy")
     seen = [kind for kind in COLORS if any(line["dynamic"] == kind for line in rows)]
     marks = [axes[0, -1].scatter([], [], c=COLORS[kind], s=45, label=kind) for kind in seen]
-    figure.legend(handles=marks, loc="outside lower center", ncols=len(seen), fontsize=9, title="dynamic of most runs (small: of each run)")
+    figure.legend(handles=marks, loc="outside lower center", ncols=len(seen), fontsize=9,
+                  title="dynamic of most runs (small: of each run)")
     finding = ("Wider models can generalize worse before they generalize better" if "dip" in verdicts else
                "Too few seeds to tell a dip from none" if "undecided" in verdicts else "No dip in this range of hidden sizes")
     figure.suptitle(f"{finding} (mean of {settings.seeds} seeds, 95% interval, step {settings.steps})")
@@ -117,29 +123,36 @@ def draw(settings, rows, curves):
 
 
 # what the paper reports at p = 113, by (task, D), and the hidden sizes at which it reports zero
-PAPER_DIPS = {("addition", 2600): "dip", ("addition", 3000): "shallow dip", ("addition", 4000): "no dip", ("addition", 5000): "no dip",
-              ("squared_addition", 3000): "dip"}
+PAPER_DIPS = {("addition", 2600): "dip", ("addition", 3000): "shallow dip", ("addition", 4000): "no dip",
+              ("addition", 5000): "no dip", ("squared_addition", 3000): "dip"}
 PAPER_ZEROS = {("addition", 2600): (24, 28, 32, 36, 40), ("squared_addition", 3000): (24,)}
 
 
-def judge(settings, rows, curves):
-    """Both predictions, the dip of each curve, and at paper scale the numbers that the paper states."""
-    found, each = {}, []
+def judge_dips(settings, rows):
+    """The dip of each curve, {(task, D): verdict}, and a claim on each."""
+    found, claims = {}, []
     for task, sizes in tasks(settings):
         for data in sizes:
             hidden, values = size_curve(rows, task, data)
             depth, where, low, high, verdict = dip_interval(values)
             found[task, data] = verdict
             paper = PAPER_DIPS.get((task, data)) if settings.p == 113 else None
-            each.append(claim(f"{task}, D = {data}: a dip deeper than {DIP}", paper or "-",
-                              f"{verdict}: {depth:.2f} [{low:.2f}, {high:.2f}]" + (f" at d = {hidden[where]}" if where else ""),
-                              None if paper is None or verdict == "undecided" or (paper, verdict) == ("shallow dip", "no dip")
-                              else paper.startswith("no") == (verdict == "no dip")))
+            unclear = paper is None or verdict == "undecided" or (paper, verdict) == ("shallow dip", "no dip")
+            measured = f"{verdict}: {depth:.2f} [{low:.2f}, {high:.2f}]" + (f" at d = {hidden[where]}" if where else "")
+            claims.append(claim(f"{task}, D = {data}: a dip deeper than {DIP}", paper or "-", measured,
+                                None if unclear else (paper == "no dip") == (verdict == "no dip")))
+    return found, claims
+
+
+def judge_predictions(settings, rows, found):
+    """The paper's two predictions, from found, {(task, D): verdict on its dip}."""
     claims = []
     if len(set(settings.data)) > 1:
-        small, large = found["addition", min(settings.data)], found["addition", max(settings.data)]
-        claims.append(claim("prediction 1 (fig 6): addition dips for small D, not for large", f"dip at {min(settings.data)}, no dip at {max(settings.data)}",
-                            f"{small}, {large}", None if "undecided" in (small, large) else (small, large) == ("dip", "no dip")))
+        small, large = min(settings.data), max(settings.data)
+        verdicts = found["addition", small], found["addition", large]
+        claims.append(claim("prediction 1 (fig 6): addition dips for small D, not for large",
+                            f"dip at {small}, no dip at {large}", ", ".join(verdicts),
+                            None if "undecided" in verdicts else verdicts == ("dip", "no dip")))
     both = sorted(set(settings.squared_data) & set(settings.data))
     if both:
         deeper, text = [], []
@@ -152,15 +165,27 @@ def judge(settings, rows, curves):
             deeper.append(True if low > 0 and verdict == "dip" else False if high <= 0 or verdict == "no dip" else None)
         claims.append(claim("prediction 2 (fig 7): at one D the harder task dips deeper", "deeper", ", ".join(text),
                             True in deeper or (None if None in deeper else False)))
-    claims += each
+    return claims
+
+
+def judge_zeros(settings, rows):
+    """Where the paper reports an accuracy of zero: the mean over these hidden sizes, of each seed."""
+    claims = []
     for (task, data), sizes in PAPER_ZEROS.items():
-        zero = [line for line in rows if (line["p"], line["task"], line["data"]) == (113, task, data) and line["hidden"] in sizes]
-        if zero:
-            mean, low, high = interval([np.nanmean(np.array([line["val_acc"] for line in seed], float)) for seed in by_cell(zero, "seed").values()])
+        zero = [line for line in rows if (line["task"], line["data"]) == (task, data) and line["hidden"] in sizes]
+        if settings.p == 113 and zero:
+            seeds = by_cell(zero, "seed").values()
+            mean, low, high = interval([np.nanmean(np.array([line["val_acc"] for line in lines], float)) for lines in seeds])
             tried = " ".join(str(size) for size in sizes if size in settings.hidden)
             claims.append(claim(f"{task}, D = {data}, d = {tried}: val_acc", "zero", f"{mean:.2f} [{low:.2f}, {high:.2f}]",
-                                None if np.isnan(high) else high < 0.1))
+                                None if np.isnan(high) else high < FLOOR))
     return claims
+
+
+def judge(settings, rows, curves):
+    """Both predictions, the dip of each curve, and at paper scale the numbers that the paper states."""
+    found, dips = judge_dips(settings, rows)
+    return [*judge_predictions(settings, rows, found), *dips, *judge_zeros(settings, rows)]
 
 
 def main():

@@ -53,7 +53,8 @@ def grid(settings):
         fail("--layers and --hidden: as many values each, one for each model size")
     return [settings.run("addition", hidden, settings.data, seed, layers=layers, memorize=memorize, operator=True, split=split,
                          experiment="emergence", **rates(settings, layers, hidden))
-            for memorize, split in series(settings) for layers, hidden in zip(settings.layers, settings.hidden) for seed in range(settings.seeds)]
+            for memorize, split in series(settings) for layers, hidden in zip(settings.layers, settings.hidden)
+            for seed in range(settings.seeds)]
 
 
 def rates(settings, layers, hidden):
@@ -88,7 +89,7 @@ def ladder(rows):
 def sizes(rows, memorize, split):
     """The seeds of each model size of a series, {number of parameters: rows}, ascending."""
     found = by_cell([line for line in rows if (line["memorize"], bool(line["split"])) == (memorize, split)], "params")
-    return {params: found[params,] for params, in sorted(found)}
+    return {params: lines for (params,), lines in sorted(found.items())}
 
 
 def ability(line):
@@ -133,11 +134,13 @@ def draw(settings, rows, curves):
     for memorize, split in series(settings):
         color = "#D55E00" if split else colors.get(memorize, "#000000")
         found = sizes(rows, memorize, split)
-        accuracy.plot(list(found), [best(lines) for lines in found.values()], "-o", ms=7, lw=2, color=color, label=name(memorize, split))
+        accuracy.plot(list(found), [best(lines) for lines in found.values()], "-o", ms=7, lw=2, color=color,
+                      label=name(memorize, split))
         for params, lines in found.items():
             for line in lines:
-                accuracy.plot(params, np.array(line["best_val_acc_unmirrored"], float), "o", ms=4, alpha=0.6, mec=color,
-                              mfc="none" if ability(line) is None else color)
+                known = ability(line) is not None
+                value = np.array(ability(line) if known else line["best_val_acc_unmirrored"], float)      # None becomes NaN
+                accuracy.plot(params, value, "o", ms=4, alpha=0.6, mec=color, mfc=color if known else "none")
         for axis, measure in ((loss, "val_loss"), (share, "circuit_share")):
             mean, low, high = np.array([interval([line[measure] for line in lines]) for lines in found.values()]).T
             axis.plot(list(found), mean, "-o", ms=4, color=color)
@@ -145,12 +148,15 @@ def draw(settings, rows, curves):
     alone, mixed = (threshold(rows, 0.5, *which) for which in series(settings)[:2])
     if alone and mixed:
         accuracy.annotate("", (mixed, 0.5), (alone, 0.5), arrowprops={"arrowstyle": "<->"})
-        accuracy.annotate(f"{times(rows, alone, mixed)} the parameters", ((alone * mixed) ** 0.5, 0.5), (0, 6), textcoords="offset points", ha="center",
+        accuracy.annotate(f"{times(rows, alone, mixed)} the parameters", ((alone * mixed) ** 0.5, 0.5), (0, 6),
+                          textcoords="offset points", ha="center",
                           bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1})
-    accuracy.set(xscale="log", ylim=(-0.03, 1.03), ylabel="best validation accuracy on addition\n(line: best seed; hollow: memorization not known)")
+    accuracy.set(xscale="log", ylim=(-0.03, 1.03),
+                 ylabel="best validation accuracy on addition\n(line: best seed; hollow: memorization not known)")
     accuracy.legend(fontsize=9)
     loss.axhline(np.log(settings.p), color="#999999", lw=0.8, ls="--")
-    loss.annotate("guessing, ln p", (0.01, np.log(settings.p)), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="#666666")
+    loss.annotate("guessing, ln p", (0.01, np.log(settings.p)), xycoords=("axes fraction", "data"), va="bottom",
+                  fontsize=8, color="#666666")
     loss.set_ylabel("loss on the answer,\nvalidation")
     share.set(xlabel="parameters", ylabel="generalizing circuit's\nshare of the logits")
     share.xaxis.set_minor_formatter("")
@@ -169,7 +175,7 @@ def draw(settings, rows, curves):
 
 # claims
 
-PAPER_RATIO = 1570      # parameters at which addition beside memorization is learned, of those at which it is alone; here to a factor of three
+PAPER_RATIO = 1570      # the size that learns addition beside memorization over that which learns it alone; here to a factor of 3
 
 
 def judge_suppression(settings, rows):
@@ -177,17 +183,21 @@ def judge_suppression(settings, rows):
 
     That no size is large enough is a no only on a ladder that goes past three times the paper's 1570.
     """
-    label, alone, mixed, held = ladder(rows), sizes(rows, 0, False), sizes(rows, settings.memorize[0], False), suppressed(settings, rows)
-    later = [params for params, lines in mixed.items() if held and params > held[-1] and best(lines) >= 0.9]
-    seen = ", ".join(f"{best(mixed[params]):.2f} at {label[params]} (alone {best(alone[params]):.2f}, labels {np.nanmax(np.array([line['memorize_acc'] for line in mixed[params]], float)):.2f})"
-                     for params in held)
-    least = threshold(rows, 0.9, 0, False)
+    label, held = ladder(rows), suppressed(settings, rows)
+    alone, mixed = sizes(rows, 0, False), sizes(rows, settings.memorize[0], False)
+    labels = {params: np.nanmax(np.array([line["memorize_acc"] for line in mixed[params]], float)) for params in held}
+    seen = ", ".join(f"{best(mixed[params]):.2f} at {label[params]} (alone {best(alone[params]):.2f}, "
+                     f"labels {labels[params]:.2f})" for params in held)
     testable = any(best(alone[params]) >= 0.9 and not np.isnan(best(lines)) for params, lines in mixed.items())
-    return [claim(f"fig 8: beside {settings.memorize[0]} memorized labels addition fails", f"near 0 (below {FLOOR})", seen or "at no size",
-                  any(best(mixed[params]) < FLOOR for params in held) if testable else None),
-            claim("fig 8: larger models generalize again (0.9)", "yes", f"{best(mixed[later[0]]):.2f} at {label[later[0]]}" if later else
-                  f"not up to the largest size, by step {settings.steps}" if held else "no size was held back",
-                  True if later else False if held and max(label) > 3 * PAPER_RATIO * least else None)]
+    fails = claim(f"fig 8: beside {settings.memorize[0]} memorized labels addition fails", f"near 0 (below {FLOOR})",
+                  seen or "at no size", any(best(mixed[params]) < FLOOR for params in held) if testable else None)
+    larger = [params for params, lines in mixed.items() if held and params > held[-1] and best(lines) >= 0.9]
+    measured = f"not up to the largest size, by step {settings.steps}" if held else "no size was held back"
+    if larger:
+        measured = f"{best(mixed[larger[0]]):.2f} at {label[larger[0]]}"
+    far = held and max(label) > 3 * PAPER_RATIO * threshold(rows, 0.9, 0, False)
+    again = claim("fig 8: larger models generalize again (0.9)", "yes", measured, True if larger else False if far else None)
+    return [fails, again]
 
 
 def judge_thresholds(settings, rows):
@@ -209,7 +219,7 @@ def judge_thresholds(settings, rows):
 
 
 def judge_comparisons(settings, rows):
-    """That the amount of memorization matters little (figure 8), and that a split layer helps (figure 10): by a factor of two at least."""
+    """That the amount of memorization matters little (figure 8), and that a split layer helps by a factor of two (figure 10)."""
     label, claims = ladder(rows), []
     order = list(label)
     for level in (0.5, 0.9):
@@ -222,7 +232,8 @@ def judge_comparisons(settings, rows):
         whole, split = found[settings.memorize[0]], threshold(rows, level, settings.memorize[0], True)
         ratio = (whole or np.inf) / (split or np.inf) if split or whole else np.nan
         claims.append(claim(f"fig 10: with a split layer, accuracy {level} is reached at a smaller size", "far smaller",
-                            f"{label.get(split, 'not reached')} against {label.get(whole, 'not reached')}" + (f", {ratio:.2g} times" if split and whole else ""),
+                            f"{label.get(split, 'not reached')} against {label.get(whole, 'not reached')}"
+                            + (f", {ratio:.2g} times" if split and whole else ""),
                             True if ratio >= 2 else False if ratio <= 1 else None))
     return claims
 
@@ -233,23 +244,26 @@ def abruptness(values):
 
 
 def judge_metric(settings, rows):
-    """Whether loss and circuit change more gradually with size than accuracy does (Schaeffer et al. 2023), where memorization is known.
+    """Whether loss and circuit change more gradually with size than accuracy does (Schaeffer et al. 2023).
 
-    All are means over seeds at the last step, of val_acc too, which is of the same pairs as val_loss. Fewer than five sizes
-    cannot tell a jump from a slope.
+    Of the sizes at which memorization is known; all are means over seeds at the last step, of val_acc too, which is of the
+    same pairs as val_loss. Fewer than five sizes cannot tell a jump from a slope.
     """
     known = [lines for lines in sizes(rows, settings.memorize[0], False).values() if not np.isnan(best(lines))]
     if len(known) < 3:
         return []
-    steps = {measure: abruptness([interval([line[measure] for line in lines])[0] for lines in known]) for measure in ("val_acc", "val_loss", "circuit_share")}
-    return [claim("loss and circuit change more gradually with size than accuracy (largest step, of the whole range)", "(Schaeffer et al.)",
-                  ", ".join(f"{measure} {value:.0%}" for measure, value in steps.items()),
-                  None if len(known) < 5 or np.isnan(list(steps.values())).any() else max(steps["circuit_share"], steps["val_loss"]) < steps["val_acc"])]
+    jumps = {measure: abruptness([interval([line[measure] for line in lines])[0] for lines in known])
+             for measure in ("val_acc", "val_loss", "circuit_share")}
+    unclear = len(known) < 5 or np.isnan(list(jumps.values())).any()
+    return [claim("loss and circuit change more gradually with size than accuracy (largest step, of the whole range)",
+                  "(Schaeffer et al.)", ", ".join(f"{measure} {value:.0%}" for measure, value in jumps.items()),
+                  None if unclear else max(jumps["circuit_share"], jumps["val_loss"]) < jumps["val_acc"])]
 
 
 def judge(settings, rows, curves):
     """The paper's claims on emergence, and one on the metric."""
-    return [*judge_suppression(settings, rows), *judge_thresholds(settings, rows), *judge_comparisons(settings, rows), *judge_metric(settings, rows)]
+    return [*judge_suppression(settings, rows), *judge_thresholds(settings, rows), *judge_comparisons(settings, rows),
+            *judge_metric(settings, rows)]
 
 
 def main():

@@ -78,9 +78,11 @@ def cells(settings, rows, curves):
 
 PANELS = (
     ("accuracy", {"train_acc": ("train", "#009E73"), "val_acc_unmirrored": ("validation", "#D55E00")}),
-    ("circuit", {"circuit_share": ("generalizing share\nof logits", "#0072B2"), "fourier_top5": ("embedding power\nin 5 frequencies", "#56B4E9"),
+    ("circuit", {"circuit_share": ("generalizing share\nof logits", "#0072B2"),
+                 "fourier_top5": ("embedding power\nin 5 frequencies", "#56B4E9"),
                  "memory_acc": ("train accuracy\nwithout it", "#CC79A7")}),
-    ("logits", {"circuit_margin": ("margin of the\ngeneralizing part", "#0072B2"), "circuit_spread": ("spread of\nthe rest", "#CC79A7")}),
+    ("logits", {"circuit_margin": ("margin of the\ngeneralizing part", "#0072B2"),
+                "circuit_spread": ("spread of\nthe rest", "#CC79A7")}),
     ("parameter norm", {"norm": ("", "#000000")}),
 )
 
@@ -94,9 +96,9 @@ def draw_dynamics(settings, rows, curves):
             for name, (text, color) in measures.items():
                 axis.plot(history["step"].T[1:], history[name].T[1:], color=color, lw=1.2, alpha=0.8)[0].set_label(text)
             axis.grid(alpha=0.25)
-        kind = commonest_dynamic(lines)
+        kind, counts = commonest_dynamic(lines), count_dynamics(lines).replace(", ", ",\n")
         majority = sum(line["dynamic"] == kind for line in lines) > len(lines) / 2
-        column[0].set_title(count_dynamics(lines).replace(", ", ",\n") + f"\nhidden {lines[0]['hidden']}, D = {lines[0]['data']}", fontweight="bold",
+        column[0].set_title(f"{counts}\nhidden {lines[0]['hidden']}, D = {lines[0]['data']}", fontweight="bold",
                             color=COLORS[kind] if majority else "black")
         column[0].set_ylim(-0.03, 1.03)
         column[1].set_ylim(-0.03, 1.03)
@@ -127,7 +129,8 @@ def draw_progression(settings, rows, curves):
     axes[0, 0].legend()
     axes[0, 0].set_ylabel("accuracy")
     axes[1, 0].set_ylabel("parameter norm")
-    figure.suptitle(f"Progression differs from seed to seed (hidden {lines[0]['hidden']}, D = {lines[0]['data']}, p = {settings.p})")
+    cell = f"hidden {lines[0]['hidden']}, D = {lines[0]['data']}, p = {settings.p}"
+    figure.suptitle(f"Progression differs from seed to seed ({cell})")
     return figure
 
 
@@ -168,28 +171,42 @@ def judge(settings, rows, curves):
     claims = []
     for expected, (lines, _) in found.items():
         same = sum(line["dynamic"] == expected for line in lines)
-        claims.append(claim(f"fig 2: hidden {lines[0]['hidden']}, D {lines[0]['data']}", expected, count_dynamics(lines), same > len(lines) / 2))
+        claims.append(claim(f"fig 2: hidden {lines[0]['hidden']}, D {lines[0]['data']}", expected, count_dynamics(lines),
+                            same > len(lines) / 2))
     history = found["progression"][1]
     starts = [first_step(*seed, FLOOR) for seed in zip(history["step"], history["val_acc_unmirrored"])]
-    reached = sorted(step for step in starts if step)
-    claims.append(claim(f"fig 5: when progression starts to generalize (validation {FLOOR}) varies twofold with the seed", "varies",
-                        f"steps {reached[0]} to {reached[-1]}" if reached else "not reached", None if len(reached) < 3 else reached[-1] >= 2 * reached[0]))
-    claims.append(claim("fig 5: some seeds never start to generalize", "some", f"{starts.count(None)}/{len(starts)} not by step {settings.steps}",
-                        None in starts or None))
+    reached = sorted(step for step in starts if step is not None)
+    claims.append(claim(f"fig 5: when progression starts to generalize (validation {FLOOR}) varies twofold with the seed",
+                        "varies", f"steps {reached[0]} to {reached[-1]}" if reached else "not reached",
+                        None if len(reached) < 3 else reached[-1] >= 2 * max(1, reached[0])))
+    claims.append(claim("fig 5: some seeds never start to generalize", "some",
+                        f"{starts.count(None)}/{len(starts)} had not by step {settings.steps}", None in starts or None))
     for name, paper in (("progression", "rises"), ("grokking", "falls")):
         history = found[name][1]
         changes = [norm_change(*seed) for seed in zip(history["step"], history["val_acc_unmirrored"], history["norm"])]
         claims.append(verdict(f"fig 9: norm while validation rises, {name}", paper, changes, 0, paper == "rises", "{:+.1%}"))
-    history, grown, lost = found["grokking"][1], [], []
-    for steps, val_acc, share, memory in zip(*(history[k] for k in ("step", "val_acc_unmirrored", "circuit_share", "memory_acc"))):
-        half, risen = first_step(steps, val_acc, 0.5), first_step(steps, share, share.max() / 2)
+    return claims + judge_circuits(found["grokking"][1])
+
+
+def judge_circuits(history):
+    """When the generalizing circuit grows and memorization is dropped in the cell of grokking (the paper infers both).
+
+    Both as a share of the steps to validation accuracy 0.5. Training accuracy without the circuit is a lower bound on what
+    is memorized: that it falls late proves that memorization lasts, that it falls early proves nothing.
+    """
+    grown, dropped = [], []
+    for i, steps in enumerate(history["step"]):
+        share, memory = history["circuit_share"][i], history["memory_acc"][i]
+        half, risen = first_step(steps, history["val_acc_unmirrored"][i], 0.5), first_step(steps, share, share.max() / 2)
         known = first_step(steps, memory, 0.5)
         forgotten = known and first_step(steps, -memory, -0.5, after=known)
         grown.append(risen / half if half and risen else None)
-        lost.append((forgotten or steps[-1]) / half if half and known else None)      # not fallen by the last step: at least that
-    claims.append(verdict("grokking: when the circuit has half of its largest share, of the steps to validation 0.5", "before (inferred)", grown, 1, False, "{:.0%}"))
-    claims.append(verdict("grokking: when training accuracy without the circuit falls below 0.5, of the same", "after (inferred)", lost, 1, True, "{:.0%}"))
-    return claims
+        dropped.append((forgotten or steps[-1]) / half if half and known else None)      # not by the last step: at least that
+    early = verdict("grokking: the circuit reaches half of its largest share, in % of the steps to validation 0.5",
+                    "before (inferred)", grown, 1, False, "{:.0%}")
+    late = verdict("grokking: training accuracy without the circuit falls below 0.5, in % of the same steps",
+                   "after (inferred)", dropped, 1, True, "{:.0%}")
+    return [early, late | {"holds": late["holds"] or None}]
 
 
 # phase: figure 1, measured
@@ -206,12 +223,15 @@ class Plane(Settings):
 
 
 PLANES = {
-    "quick": Plane(p=31, seeds=3, steps=1100, lr=2e-2, weight_decay=1.0, hidden=(4, 8, 12, 16, 32), data=(250, 350, 400, 500),
+    "quick": Plane(p=31, seeds=3, steps=1100, lr=2e-2, weight_decay=1.0,
+                   hidden=(4, 8, 12, 16, 32), data=(250, 350, 400, 500),
                    ungrok_hidden=32, ungrok_data=(100, 400)),
-    "small": Plane(p=59, seeds=11, steps=3000, lr=1e-2, weight_decay=1.0, hidden=(4, 8, 12, 16, 24, 32, 64), data=(800, 1000, 1200, 1500),
+    "small": Plane(p=59, seeds=11, steps=3000, lr=1e-2, weight_decay=1.0,
+                   hidden=(4, 8, 12, 16, 24, 32, 64), data=(800, 1000, 1200, 1500),
                    ungrok_hidden=32, ungrok_data=(200, 400, 800, 1200)),
-    "paper": Plane(p=113, seeds=11, steps=10000, lr=5e-3, weight_decay=1.0, hidden=(4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 56, 64, 100),
-                   data=tuple(range(2000, 4001, 200)), ungrok_hidden=64, ungrok_data=(1000, 1500, 2000, 3000)),
+    "paper": Plane(p=113, seeds=11, steps=10000, lr=5e-3, weight_decay=1.0,
+                   hidden=(4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 56, 64, 100), data=tuple(range(2000, 4001, 200)),
+                   ungrok_hidden=64, ungrok_data=(1000, 1500, 2000, 3000)),
 }
 
 
@@ -220,16 +240,19 @@ def phase_grid(settings):
     if len(set(settings.hidden)) < 2 or len(set(settings.data)) < 2:
         fail("--hidden and --data: at least two values of each are needed for a phase diagram")
     side = range(min(settings.seeds, settings.side_seeds))
-    return [*(settings.run("addition", hidden, data, seed, experiment="plane")
-              for hidden in settings.hidden for data in settings.data for seed in range(settings.seeds)),
-            *(settings.run("random", hidden, settings.p**2, seed, experiment="capacity") for hidden in settings.hidden for seed in side),
-            *(settings.run("addition", settings.ungrok_hidden, data, seed, experiment="ungrokking", steps=2 * settings.steps, first_data=max(settings.data))
-              for data in settings.ungrok_data for seed in side)]
+    cells = [settings.run("addition", hidden, data, seed, experiment="plane")
+             for hidden in settings.hidden for data in settings.data for seed in range(settings.seeds)]
+    capacity = [settings.run("random", hidden, settings.p**2, seed, experiment="capacity")
+                for hidden in settings.hidden for seed in side]
+    ungrokking = [settings.run("addition", settings.ungrok_hidden, data, seed, experiment="ungrokking", steps=2 * settings.steps,
+                               first_data=max(settings.data)) for data in settings.ungrok_data for seed in side]
+    return cells + capacity + ungrokking
 
 
 def val_acc_at(rows, curves, share, **cell):
     """Validation accuracy of each seed of a cell, (seeds,), at the evaluation nearest to a share of its steps."""
-    return np.array([curves["val_acc_unmirrored"][i, np.nanargmin(abs(curves["step"][i] - share * rows[i]["steps"]))] for i in members(rows, **cell)])
+    nearest = {i: np.nanargmin(abs(curves["step"][i] - share * rows[i]["steps"])) for i in members(rows, **cell)}
+    return np.array([curves["val_acc_unmirrored"][i, at] for i, at in nearest.items()])
 
 
 LEVELS = (FLOOR, 0.5, 0.9)      # a critical size is where the fit to the mean validation accuracy crosses a level
@@ -242,21 +265,24 @@ def critical_sizes(data, accuracy):
     It is no narrower than a fifth of the spacing of D, which fixes its centre where accuracy jumps between two neighbours,
     and may lie up to half the range outside of data: then the result is no more than a bound.
     """
-    span, spacing = data[-1] - data[0], np.diff(data).min()
-    centre, width = (each.ravel() for each in np.meshgrid(np.linspace(data[0] - span / 2, data[-1] + span / 2, 241), spacing * np.geomspace(0.2, 8, 16)))
+    span, spacing, levels = data[-1] - data[0], np.diff(data).min(), np.array(LEVELS)
+    centres, widths = np.linspace(data[0] - span / 2, data[-1] + span / 2, 241), spacing * np.geomspace(0.2, 8, 16)
+    centre, width = (each.ravel() for each in np.meshgrid(centres, widths))
     fits = 1 / (1 + np.exp((centre[:, None] - data) / width[:, None]))                        # (fits, sizes of D)
     best = ((fits**2).sum(1) - 2 * accuracy @ fits.T).argmin(-1)                              # squared error less a constant
-    crossed = centre[best] + width[best] * np.log(np.divide(LEVELS, np.subtract(1, LEVELS)))[:, None]
+    crossed = centre[best] + width[best] * np.log(levels / (1 - levels))[:, None]
     return np.where(np.isnan(accuracy).any(-1), np.nan, crossed)
 
 
 def most_known(rows, curves, hidden, share=1.0):
-    """Best accuracy and lowest loss on random labels up to a share of the steps, two arrays (seeds,); a spike of the loss costs nothing.
+    """Best accuracy and lowest loss on random labels up to a share of the steps, two arrays (seeds,).
 
-    Accuracy times p*p is the memorization capacity in examples (figure 4).
+    The best, so that a spike of the loss costs nothing. Accuracy times p*p is the memorization capacity in examples (figure 4).
     """
-    known = {i: curves["step"][i] <= share * rows[i]["steps"] for i in members(rows, experiment="capacity", hidden=hidden)}
-    return tuple(np.array([best(curves[name][i][steps]) for i, steps in known.items()]) for name, best in (("train_acc", np.max), ("train_loss", np.min)))
+    early = {i: curves["step"][i] <= share * rows[i]["steps"] for i in members(rows, experiment="capacity", hidden=hidden)}
+    accuracy = np.array([curves["train_acc"][i][steps].max() for i, steps in early.items()])
+    loss = np.array([curves["train_loss"][i][steps].min() for i, steps in early.items()])
+    return accuracy, loss
 
 
 def capacity_bits(p, loss):
@@ -274,9 +300,9 @@ def mirrored_once(capacity, p):
 
 
 def crossing(hidden, critical, capacity):
-    """Hidden size and D where capacity first rises above the critical size, both (draws, sizes): two arrays (draws,), NaN if nowhere.
+    """Hidden size and D where capacity first rises above the critical size, two arrays (draws,), NaN if nowhere.
 
-    Between two sizes both curves are lines in log(hidden).
+    critical and capacity are (draws, sizes). Between two sizes both curves are lines in log(hidden).
     """
     gap, rows = capacity - critical, np.arange(len(capacity))
     crosses = (gap[:, :-1] <= 0) & (gap[:, 1:] > 0)
@@ -307,10 +333,10 @@ def measured(settings, rows, curves, share=1.0, seeds=slice(None)):
     """Both curves and the accuracies, at a share of the steps, the critical size from these seeds."""
     hidden, data = np.array(sorted(set(settings.hidden))), np.array(sorted(set(settings.data)))
     accuracy, capacity = [], []
-    for seed, h in enumerate(hidden):
+    for i, h in enumerate(hidden):
         values = np.array([val_acc_at(rows, curves, share, experiment="plane", hidden=h, data=d)[seeds] for d in data])
-        accuracy.append(resampled_means(values, seed, draws=1000))
-        capacity.append(resampled_means(most_known(rows, curves, h, share)[0], seed, draws=1000))
+        accuracy.append(resampled_means(values, i, draws=1000))      # draws of its own
+        capacity.append(resampled_means(most_known(rows, curves, h, share)[0], i, draws=1000))
     critical = np.stack([critical_sizes(data, each) for each in accuracy], -1)                # (levels, 1 + draws, sizes)
     return Measured(hidden, data, np.stack(accuracy), dict(zip(LEVELS, critical)), np.stack(capacity, 1) * settings.p**2)
 
@@ -324,10 +350,13 @@ def cost_exponents(rows, kind, draws=1000):
     runs = [line for line in plane(rows) if line["dynamic"] == kind]
     if not runs:
         return np.full(1 + draws, np.nan)
-    hidden, x, y = (np.array(values, float) for values in zip(*((line["hidden"], np.log(line["data"]), np.log(line["norm"])) for line in runs)))
+    hidden, x, y = np.array([(line["hidden"], np.log(line["data"]), np.log(line["norm"])) for line in runs]).T
     drawn = np.random.default_rng(0).multinomial(len(runs), np.full(len(runs), 1 / len(runs)), draws)
-    weight, same = np.concatenate([np.ones((1, len(runs))), drawn]), (hidden[:, None] == np.unique(hidden)).astype(float)    # (runs, sizes)
-    x, y = (v - (weight * v @ same / (weight @ same).clip(1)) @ same.T for v in (x, y))        # less the mean of its hidden size
+    weight = np.concatenate([np.ones((1, len(runs))), drawn])                                 # (1 + draws, runs)
+    same = (hidden[:, None] == np.unique(hidden)).astype(float)                               # (runs, sizes)
+    count = (weight @ same).clip(1)
+    x = x - (weight * x @ same / count) @ same.T                                              # less the mean of its hidden size
+    y = y - (weight * y @ same / count) @ same.T
     spread = (weight * x**2).sum(1)
     return np.divide((weight * x * y).sum(1), spread, out=np.full(1 + draws, np.nan), where=spread > 1e-9)
 
@@ -343,21 +372,46 @@ def within(draws, tried):
 
 
 def zone(data, low, high, capacity):
-    """The dynamic that the two curves predict for D, with the critical size as the range from low to high (paper section 3)."""
+    """The dynamic that the two curves predict for D, with the critical size as the range from low to high (paper section 3).
+
+    None where one of them is not known.
+    """
+    if np.isnan(low + high + capacity):
+        return None
     return "progression" if data > capacity else "ungrokking" if data < low else "semi-grokking" if data < high else "grokking"
 
 
+def half(lines, part):
+    """The runs of the even seeds (part 0), or of the odd ones (part 1)."""
+    return [line for line in lines if line["seed"] % 2 == part]
+
+
 def by_halves(rows, now, predict):
-    """(predicted, observed) for each half of the seeds and each cell: predict(half, index of hidden, D), and what the other half went through."""
-    runs = by_cell(plane(rows), "hidden", "data")
-    return [(predict(part, i, d), observed(runs[h, d][1 - part::2])) for part in (0, 1) for i, h in enumerate(now.hidden) for d in now.data
-            if len(runs[h, d]) > 1]
+    """(predicted, observed) for each half of the seeds and each cell.
+
+    predict(part, index of hidden, D) is the dynamic, or None; observed is what most runs of the other half went through.
+    """
+    pairs, runs = [], by_cell(plane(rows), "hidden", "data")
+    for part in (0, 1):
+        for i, h in enumerate(now.hidden):
+            for d in now.data:
+                predicted = predict(part, i, d) if len(runs[h, d]) > 1 else None
+                if predicted:
+                    pairs.append((predicted, observed(half(runs[h, d], 1 - part))))
+    return pairs
 
 
 def zones(settings, rows, now, parts, once=False):
-    """(predicted, observed) for the zones that the curves of each half of the seeds cut the plane into; once: mirrored pairs counted once."""
+    """(predicted, observed) for the zones that the curves of each half of the seeds cut the plane into.
+
+    parts: what each half measures. once: mirrored pairs counted once.
+    """
     memory = mirrored_once(now.capacity[0], settings.p) if once else now.capacity[0]
-    return by_halves(rows, now, lambda part, i, d: zone(d, parts[part].critical[FLOOR][0, i], parts[part].critical[0.9][0, i], memory[i]))
+
+    def predict(part, i, d):
+        low, high = (parts[part].critical[level][0, i] for level in (FLOOR, 0.9))
+        return zone(d, low, high, memory[i])
+    return by_halves(rows, now, predict)
 
 
 def share_right(pairs):
@@ -367,14 +421,15 @@ def share_right(pairs):
 
 def observed(lines):
     """The dynamic that most seeds of a cell went through; stalled is progression that has not got there yet (figure 5)."""
-    return Counter("progression" if line["dynamic"] == "stalled" else line["dynamic"] for line in lines).most_common(1)[0][0]
+    seen = Counter("progression" if line["dynamic"] == "stalled" else line["dynamic"] for line in lines)
+    return seen.most_common(1)[0][0]
 
 
 # the figures of phase
 
 
 def band(axis, x, draws, style="-o", shade=0.2, **look):
-    """A line for the estimate, the first of draws (1 + draws, n), and its 95% interval: shaded, or with shade 0 between thin lines."""
+    """A line for the estimate, the first of draws (1 + draws, n), and its 95% interval: shaded, or thin lines with shade 0."""
     low, high = np.percentile(draws[1:], [2.5, 97.5], axis=0)
     line, = axis.plot(x, draws[0], style, **look)
     if shade:
@@ -399,15 +454,17 @@ def draw_diagram(settings, rows, now):
             counts, start = Counter(line["dynamic"] for line in runs[h, d]), left[i]
             for kind in COLORS:
                 width = (left[i + 1] - left[i]) * counts[kind] / len(runs[h, d])
-                axis.add_patch(Rectangle((start, bottom[j]), width, bottom[j + 1] - bottom[j], color=COLORS[kind], alpha=0.85, lw=0))
+                axis.add_patch(Rectangle((start, bottom[j]), width, bottom[j + 1] - bottom[j], color=COLORS[kind],
+                                         alpha=0.85, lw=0))
                 start += width
     axis.vlines(left, bottom[0], bottom[-1], color="white", lw=1.5)
     axis.hlines(bottom, left[0], left[-1], color="white", lw=1.5)
     look = {"shade": 0, "color": "black", "lw": 3, "path_effects": [withStroke(linewidth=6, foreground="white")]}
+    once = mirrored_once(now.capacity, settings.p)
     band(axis, x, now.critical[0.5], "-", label="critical size", **look)
     band(axis, x, now.capacity, "--", label="memorization capacity", **look)
-    band(axis, x, mirrored_once(now.capacity, settings.p), ":", label="capacity, mirrored\npairs counted once", **look)
-    for capacity, ms in ((now.capacity, 12), (mirrored_once(now.capacity, settings.p), 7)):
+    band(axis, x, once, ":", label="capacity, mirrored\npairs counted once", **look)
+    for capacity, ms in ((now.capacity, 12), (once, 7)):
         size, where = crossing(now.hidden, now.critical[0.5], capacity)
         axis.plot(np.log2(size[0]), where[0], "o", ms=ms, mfc="white", mec="black", mew=2, zorder=5)
     for kind in COLORS:
@@ -419,25 +476,30 @@ def draw_diagram(settings, rows, now):
     axis.set_ylabel("training examples D", fontsize=13)
     axis.set_xticks(x, labels=map(str, now.hidden))
     axis.tick_params(labelsize=12)
-    axis.set_title(f"Which circuit wins: measured for (a + b) mod {settings.p} at step {settings.steps}\n"
-                   f"(a cell is divided by its {settings.seeds} seeds; thin lines: 95% interval; circles: where the curves cross)", fontsize=12)
+    explained = f"a cell is divided by its {settings.seeds} seeds; thin lines: 95% interval; circles: where the curves cross"
+    finding = f"Which circuit wins: measured for (a + b) mod {settings.p} at step {settings.steps}"
+    axis.set_title(f"{finding}\n({explained})", fontsize=12)
     return figure
 
 
 def draw_accuracy(axis, now):
     """Figure 3: validation accuracy against D, a line for each hidden size."""
-    for h, draws, color in zip(now.hidden, now.accuracy, colormaps["viridis_r"](np.linspace(0.1, 1, len(now.hidden)))):
+    colors = colormaps["viridis_r"](np.linspace(0.1, 1, len(now.hidden)))
+    for h, draws, color in zip(now.hidden, now.accuracy, colors):
         band(axis, now.data, draws, shade=0.07, ms=4, color=color, label=f"d = {h}")
     axis.axhline(0.5, color="#999999", lw=0.8, ls="--")
-    axis.set(xlabel="training examples D", ylabel="final validation accuracy, unmirrored", title="Generalization against data, for each hidden size")
+    axis.set(xlabel="training examples D", ylabel="final validation accuracy, unmirrored",
+             title="Generalization against data, for each hidden size")
 
 
 def draw_capacity(axis, settings, now):
     """Figure 4: the memorization capacity against hidden size."""
     band(axis, now.hidden, now.capacity, ms=4, color="black", label="accuracy on random labels times p²")
-    band(axis, now.hidden, mirrored_once(now.capacity, settings.p), ":o", ms=4, color="black", label="mirrored pairs counted once")
+    once = mirrored_once(now.capacity, settings.p)
+    band(axis, now.hidden, once, ":o", ms=4, color="black", label="mirrored pairs counted once")
     axis.axhline(settings.p**2, color="#999999", lw=0.8)
-    axis.annotate("all pairs", (now.hidden[-1], settings.p**2), (0, -12), textcoords="offset points", ha="right", fontsize=8, color="#666666")
+    axis.annotate("all pairs", (now.hidden[-1], settings.p**2), (0, -12), textcoords="offset points", ha="right",
+                  fontsize=8, color="#666666")
     axis.set(ylabel="examples", title="Memorization capacity against hidden size")
 
 
@@ -446,8 +508,10 @@ def draw_critical(axis, settings, found):
     for (share, then), color in zip(found.items(), ("#56B4E9", "#2E93C9", "#0072B2")):
         band(axis, then.hidden, then.critical[0.5], ms=4, color=color, label=f"step {round(share * settings.steps)}")
     axis.axhline(then.data[-1], color="#999999", lw=0.8, ls="--")
-    axis.annotate("largest D tried", (then.hidden[-1], then.data[-1]), (0, 3), textcoords="offset points", ha="right", fontsize=8, color="#666666")
-    axis.set(ylabel="critical size", title="Critical size against hidden size, as training goes on", ylim=(None, then.data[-1] + np.diff(then.data)[-1] / 2))
+    axis.annotate("largest D tried", (then.hidden[-1], then.data[-1]), (0, 3), textcoords="offset points", ha="right",
+                  fontsize=8, color="#666666")
+    axis.set(ylabel="critical size", title="Critical size against hidden size, as training goes on",
+             ylim=(None, then.data[-1] + np.diff(then.data)[-1] / 2))
 
 
 def draw_ungrokking(axis, settings, rows, curves):
@@ -458,11 +522,12 @@ def draw_ungrokking(axis, settings, rows, curves):
             axis.plot(curves["step"][i], curves["val_acc_unmirrored"][i], lw=1.2, color=colors[line["data"]],
                       label=f"then D = {line['data']}" if line["seed"] == 0 else None)
     axis.axvline(settings.steps, color="#D55E00", lw=1)
-    axis.set(xlabel="optimization step", ylabel="validation accuracy, unmirrored", title=f"d = {settings.ungrok_hidden}: D = {max(settings.data)}, then less")
+    axis.set(xlabel="optimization step", ylabel="validation accuracy, unmirrored",
+             title=f"d = {settings.ungrok_hidden}: D = {max(settings.data)}, then less")
 
 
 def draw_cost(axis, rows):
-    """The parameter norm at the last step against D, of runs that memorized and of runs that grokked, a line for each hidden size."""
+    """The last parameter norm against D, of runs that memorized and of runs that grokked, a line for each hidden size."""
     for kind, mark in (("ungrokking", "-^"), ("grokking", "-o")):
         same = [line for line in plane(rows) if line["dynamic"] == kind]
         for (h,), lines in by_cell(same, "hidden").items():
@@ -483,23 +548,25 @@ def draw_zones(axis, settings, rows, now, parts):
         axis.annotate(count[i, j], (j, i), ha="center", va="center", fontsize=13, fontweight="bold" if i == j else None)
     axis.set_xticks(range(len(DYNAMICS)), labels=DYNAMICS)
     axis.set_yticks(range(len(DYNAMICS)), labels=DYNAMICS, rotation=90, va="center")
-    axis.set(xlabel="most of the other half", ylabel="zone by the curves of one half of the seeds", title="Cells of the diagram, mirrored pairs counted once")
+    axis.set(xlabel="most of the other half", ylabel="zone by the curves of one half of the seeds",
+             title="Cells of the diagram, mirrored pairs counted once")
 
 
 def draw_phase(settings, rows, curves):
     """The figures by file name: the diagram, and what it is made of."""
     found = {share: measured(settings, rows, curves, share) for share in (0.25, 0.5, 1.0)}
     figure = Figure(figsize=(19, 9), layout="constrained")
-    (accuracy, capacity, cost), (critical, ungrokking, agreement) = axes = figure.subplots(2, 3)
+    (accuracy, capacity, cost), (critical, ungrokking, agreement) = figure.subplots(2, 3)
     draw_accuracy(accuracy, found[1.0])
     draw_capacity(capacity, settings, found[1.0])
     draw_cost(cost, rows)
     draw_critical(critical, settings, found)
     draw_ungrokking(ungrokking, settings, rows, curves)
     draw_zones(agreement, settings, rows, found[1.0], halves(settings, rows, curves))
-    for axis in set(axes.flat) - {agreement}:
+    for axis in (accuracy, capacity, cost, critical, ungrokking):
         axis.grid(alpha=0.25)
-        axis.legend(fontsize=8, **({"loc": "center", "bbox_to_anchor": (0.33, 0.45)} if axis is ungrokking else {}))
+        axis.legend(fontsize=8)
+    ungrokking.legend(fontsize=8, loc="center", bbox_to_anchor=(0.33, 0.45))
     for axis in (capacity, critical):
         axis.set(xscale="log", xlabel="hidden size d")
         axis.set_xticks(found[1.0].hidden, labels=map(str, found[1.0].hidden))
@@ -513,20 +580,26 @@ def draw_phase(settings, rows, curves):
 def bounded(draws, tried):
     """'estimate [low, high]' of draws (1 + draws,), with bounds where they leave the range tried."""
     def text(value):
-        return "-" if np.isnan(value) else f"> {tried[-1]}" if value > tried[-1] else f"< {tried[0]}" if value < tried[0] else f"{value:.0f}"
+        if np.isnan(value):
+            return "-"
+        return f"> {tried[-1]}" if value > tried[-1] else f"< {tried[0]}" if value < tried[0] else f"{value:.0f}"
     return "{} [{}, {}]".format(*map(text, (draws[0], *np.percentile(draws[1:], [2.5, 97.5]))))
 
 
 def judge_critical(before, now):
     """Claims on the critical size (figure 3)."""
-    claims = [claim(f"fig 3: critical size at d = {h} (where accuracy is 0.5; 0.9)", "-", f"{bounded(half, now.data)}; {bounded(near, now.data)}", None)
-              for h, half, near in zip(now.hidden, now.critical[0.5].T, now.critical[0.9].T)]
-    memorizes = int(np.argmax(now.capacity[0] > now.critical[0.5][0]))      # smaller models are in progression at any D
-    ends = np.clip(now.critical[0.5][:, [memorizes, -1]], now.data[0], now.data[-1])
-    fall = ends[:, 0] - ends[:, 1]
-    (low, high), sure = np.percentile(fall[1:], [2.5, 97.5]), within(now.critical[0.5], now.data)
-    text = f"by {'' if sure[memorizes] and sure[-1] else 'at least '}{fall[0]:.0f} [{low:.0f}, {high:.0f}] from d = {now.hidden[memorizes]} to {now.hidden[-1]}"
-    claims.append(claim("fig 3: the critical size falls with size, where the model can memorize so much", "falls", text, beyond(0, low, high, True)))
+    claims = []
+    for h, middle, near in zip(now.hidden, now.critical[0.5].T, now.critical[0.9].T):
+        claims.append(claim(f"fig 3: critical size at d = {h} (where accuracy is 0.5; 0.9)", "-",
+                            f"{bounded(middle, now.data)}; {bounded(near, now.data)}", None))
+    first = int(np.argmax(now.capacity[0] > now.critical[0.5][0]))      # smaller models are in progression at any D
+    ends = np.clip(now.critical[0.5][:, [first, -1]], now.data[0], now.data[-1])
+    fall, sure = ends[:, 0] - ends[:, 1], within(now.critical[0.5], now.data)
+    low, high = np.percentile(fall[1:], [2.5, 97.5])
+    bound = "" if sure[first] and sure[-1] else "at least "
+    claims.append(claim("fig 3: the critical size falls with size, where the model can memorize so much", "falls",
+                        f"by {bound}{fall[0]:.0f} [{low:.0f}, {high:.0f}] from d = {now.hidden[first]} to {now.hidden[-1]}",
+                        beyond(0, low, high, True)))
     both = sure & within(before.critical[0.5], now.data)
     moved = (now.critical[0.5][0] / before.critical[0.5][0] - 1)[both]
     claims.append(claim("critical size: change over the second half of the steps", "(converged: 2%)",
@@ -537,34 +610,22 @@ def judge_critical(before, now):
 
 def judge_capacity(settings, rows, curves, before, now):
     """Claims on the memorization capacity (figure 4), where it is below all pairs."""
-    below = now.capacity[0] < 0.99 * settings.p**2
-    rise, grown = np.diff(now.capacity[0])[below[:-1]], now.capacity[0] / before.capacity[0].clip(1) - 1
-    most = np.nanargmax(abs(grown)) if np.isfinite(grown).any() else 0
-    claims = [claim("fig 4: memorization capacity rises with size", "rises", ", ".join(f"{c:.0f} (d = {h})" for h, c in zip(now.hidden, now.capacity[0])),
+    partial = now.capacity[0] < 0.99 * settings.p**2
+    rise, grown = np.diff(now.capacity[0])[partial[:-1]], now.capacity[0] / before.capacity[0].clip(1) - 1
+    at = np.nanargmax(abs(grown)) if np.isfinite(grown).any() else 0
+    claims = [claim("fig 4: memorization capacity rises with size", "rises",
+                    ", ".join(f"{examples:.0f} (d = {h})" for h, examples in zip(now.hidden, now.capacity[0])),
                     None if not len(rise) or np.isnan(rise).any() else (rise > 0).all()),
-              claim("capacity: change over the second half of the steps", "(converged: 2%)", f"{grown[most]:+.1%} at most (d = {now.hidden[most]})",
+              claim("capacity: change over the second half of the steps", "(converged: 2%)",
+                    f"{grown[at]:+.1%} at most (d = {now.hidden[at]})",
                     None if np.isnan(grown).any() else (abs(grown) < 0.02).all())]
-    for h in now.hidden[below]:
-        bits, network = capacity_bits(settings.p, most_known(rows, curves, h)[1]), settings.run("random", h, 1, 0)
-        most = capacity_bits(settings.p, 0) / parameters(network)
+    for h in now.hidden[partial]:
+        params = parameters(settings.run("random", h, 1, 0))
+        bits, limit = capacity_bits(settings.p, most_known(rows, curves, h)[1]), capacity_bits(settings.p, 0)
+        mean, low, high = np.array(interval(bits)) / params
         claims.append(claim(f"capacity at d = {h}: bits a parameter (elsewhere 2 to 3.6)", "-",
-                            "{:.2f} [{:.2f}, {:.2f}]".format(*(np.array(interval(bits)) / parameters(network))) + f" of at most {most:.2f}", None))
+                            f"{mean:.2f} [{low:.2f}, {high:.2f}] of at most {limit / params:.2f}", None))
     return claims
-
-
-def judge_crossing(settings, now):
-    """The claim of figure 1 that the two curves cross, once; the place of the crossing also with mirrored pairs counted once."""
-    above, texts = now.capacity[0] > now.critical[0.5][0], []
-    for capacity in (now.capacity, mirrored_once(now.capacity, settings.p)):
-        size, where = crossing(now.hidden, now.critical[0.5], capacity)
-        if not np.isfinite(size[0]):
-            texts.append("not in this range")
-            continue
-        at, network = np.searchsorted(now.hidden, size[0]), settings.run("addition", size[0], 1, 0)
-        bound = "" if within(now.critical[0.5], now.data)[at - 1:at + 1].all() else ", from a critical size out of range"
-        texts.append(f"d = {bounded(size, now.hidden)}, {parameters(network):,.0f} parameters, D = {bounded(where, now.data)}{bound}")
-    return [claim("fig 1: the two curves cross once", "once", "; mirrored pairs counted once: ".join(texts),
-                  np.diff(above).sum() == 1 and above[-1] if curves_known(now) else None)]
 
 
 def curves_known(now):
@@ -572,70 +633,96 @@ def curves_known(now):
     return np.isfinite(now.capacity[0] + now.critical[0.5][0]).all()
 
 
-def judge_zones(settings, rows, now, parts):
-    """The claim of figure 1 that the zones hold what the paper says: those of each half of the seeds against the runs of the other half.
+def judge_crossing(settings, now):
+    """The claim of figure 1 that the two curves cross, once; the place also with mirrored pairs counted once."""
+    above, texts = now.capacity[0] > now.critical[0.5][0], []
+    for capacity in (now.capacity, mirrored_once(now.capacity, settings.p)):
+        size, where = crossing(now.hidden, now.critical[0.5], capacity)
+        if not np.isfinite(size[0]):
+            texts.append("not in this range")
+            continue
+        at, params = np.searchsorted(now.hidden, size[0]), parameters(settings.run("addition", size[0], 1, 0))
+        bound = "" if within(now.critical[0.5], now.data)[at - 1:at + 1].all() else ", from a critical size out of range"
+        texts.append(f"d = {bounded(size, now.hidden)}, {params:,.0f} parameters, D = {bounded(where, now.data)}{bound}")
+    return [claim("fig 1: the two curves cross once", "once", "; mirrored pairs counted once: ".join(texts),
+                  np.diff(above).sum() == 1 and above[-1] if curves_known(now) else None)]
 
-    Beside it what two simpler predictors reach: most of the first half's runs of that hidden size, and of that very cell.
+
+def judge_zones(settings, rows, now, parts):
+    """The claim of figure 1 that the zones hold what the paper says.
+
+    The zones are those of one half of the seeds, and they are held against the runs of the other. Two simpler predictors
+    stand beside: what most of the first half's runs of that hidden size went through, and those of that very cell.
     """
-    runs, claims = plane(rows), []
-    for_size, for_cell = by_cell(runs, "hidden"), by_cell(runs, "hidden", "data")
-    by_size = share_right(by_halves(rows, now, lambda part, i, d: observed([line for line in for_size[now.hidden[i],] if line["seed"] % 2 == part])))
-    same_cell = share_right(by_halves(rows, now, lambda part, i, d: observed(for_cell[now.hidden[i], d][part::2])))
+    claims, of_size, of_cell = [], by_cell(plane(rows), "hidden"), by_cell(plane(rows), "hidden", "data")
+    by_size = share_right(by_halves(rows, now, lambda part, i, d: observed(half(of_size[(now.hidden[i],)], part))))
+    same_cell = share_right(by_halves(rows, now, lambda part, i, d: observed(half(of_cell[now.hidden[i], d], part))))
     for which, once in (("", False), (", mirrored pairs counted once", True)):
         pairs = zones(settings, rows, now, parts, once)
         right = share_right(pairs)
-        claims.append(claim(f"fig 1: the zones of half the seeds tell the dynamic of the others in 3 of 4 cells, and better than hidden size alone{which}",
-                            "in all", f"in {right:.0%} of {len(pairs)} (hidden size {by_size:.0%}, the same cell {same_cell:.0%})" if pairs else "one seed has no halves",
+        found = f"{right:.0%} of {len(pairs)} cells (hidden size {by_size:.0%}, the same cell {same_cell:.0%})"
+        claims.append(claim("fig 1: zones from half of the seeds predict the others' dynamic, in 3 of 4 cells and better "
+                            f"than the hidden size alone{which}", "all", found if pairs else "one seed has no halves",
                             right >= 0.75 and right > by_size if curves_known(now) and pairs else None))
         for kind in DYNAMICS:
             seen = Counter(seen for predicted, seen in pairs if predicted == kind)
-            claims.append(claim(f"in the zone of {kind}{which}", kind, ", ".join(f"{name} {count}" for name, count in seen.most_common()) or "no cell", None))
+            measured = ", ".join(f"{name} {count}" for name, count in seen.most_common()) or "no cell"
+            claims.append(claim(f"in the zone of {kind}{which}", kind, measured, None))
     return claims
 
 
-def judge_dips(rows, now):
-    """The prediction from the crossing alone: double descent for D below it (and above the critical size of the largest model), none above."""
+def judge_double_descent(rows, now):
+    """The prediction from the two curves alone: double descent for D between the critical size of the largest model, where
+    that one generalizes, and the crossing; none above."""
     _, where = crossing(now.hidden, now.critical[0.5], now.capacity)
-    low, high = np.nanpercentile(where, [2.5, 97.5]) if np.isfinite(where[0]) else (np.nan, np.nan)
-    expected = {d: "dip" if now.critical[0.5][0, -1] < d < low else "no dip" if d > high else None for d in now.data}
+    least = now.critical[0.5][0, -1]
+    low, high = np.nanpercentile(where[1:], [2.5, 97.5]) if np.isfinite(where[1:]).any() else (np.nan, np.nan)
+    expected = {d: "dip" if least < d < low else "no dip" if d > high else None for d in now.data}
     seen = {d: dip_interval(size_curve(plane(rows), "addition", d)[1])[4] for d in now.data}
     tested = {d: seen[d] == expected[d] for d in now.data if expected[d] and seen[d] != "undecided"}
     both = {expected[d] for d in tested} == {"dip", "no dip"}
-    paper, measured = (", ".join(f"{d}: {verdict}" for d, verdict in each.items() if verdict) or "-" for each in (expected, seen))
-    return [claim(f"double descent below the crossing (D = {where[0]:.0f}) and not above", paper, measured,
-                  False if False in tested.values() else True if both else None)]
+    paper, measured = (", ".join(f"{d}: {dip}" for d, dip in each.items() if dip) or "-" for each in (expected, seen))
+    return [claim(f"double descent for D from {least:.0f} (critical size of the largest model) to {where[0]:.0f} (crossing), "
+                  "not above", paper, measured, False if False in tested.values() else True if both else None)]
 
 
 def judge_cost(rows):
     """Claims on what the two circuits cost (paper section 3), with the parameter norm at the last step as the cost."""
-    claims, half = [], np.nan
+    claims, middle = [], np.nan
     for kind, name, paper in (("ungrokking", "memorizing", "rises"), ("grokking", "generalizing", "stays")):
         draws = cost_exponents(rows, kind)
         low, high = np.percentile(draws[1:], [2.5, 97.5]) if np.isfinite(draws).all() else (np.nan, np.nan)
         rises = beyond(0, low, high, True)
         measured = "too few runs" if np.isnan(low) else f"{draws[0]:.2f} [{low:.2f}, {high:.2f}]"
-        claims.append(claim(f"cost of {name} more examples: k of norm ~ D^k", paper, measured,
-                            rises if paper == "rises" else True if high < half else False if rises else None))
-        half = draws[0] / 2
-    both = [[np.mean([line["norm"] for line in lines if line["dynamic"] == kind] or np.nan) for kind in ("grokking", "ungrokking")]
-            for lines in by_cell(plane(rows), "hidden", "data").values()]
-    less = [general / memory - 1 for general, memory in both if np.isfinite(general + memory)]
-    return [*claims, verdict("cost: norm of runs that grokked, of those beside them in a cell that did not", "less", less, 0, False, "{:+.0%}")]
+        claims.append(claim(f"cost of {name} more examples: exponent k in norm ~ D^k", paper, measured,
+                            rises if paper == "rises" else True if high < middle else False if rises else None))
+        middle = draws[0] / 2      # generalizing stays where its exponent is surely below half of that of memorizing
+    less = []
+    for lines in by_cell(plane(rows), "hidden", "data").values():
+        grokked, memorized = ([line["norm"] for line in lines if line["dynamic"] == kind] for kind in ("grokking", "ungrokking"))
+        if grokked and memorized:
+            less.append(np.mean(grokked) / np.mean(memorized) - 1)
+    return [*claims, verdict("cost: norm of runs that grokked, beside those of the same cell that only memorized", "less",
+                             less, 0, False, "{:+.0%}")]
 
 
 def judge_ungrokking(settings, rows, curves, now):
     """Claims of Varma et al. 2023: a grokked run forgets on fewer examples than the critical size, and not on more."""
     claims, at = [], [i for i, h in enumerate(now.hidden) if h == settings.ungrok_hidden]
     known = now.critical[0.5][:, at[0]] if at else np.full(2, np.nan)
+    critical = bounded(known, now.data).split(" [")[0]
     for less in sorted(set(settings.ungrok_data)):
         before, after = (val_acc_at(rows, curves, share, experiment="ungrokking", data=less) for share in (0.5, 1))
         mean, low, high = interval(after)
-        expected = "forgets" if now.data[0] <= known[0] > less else "keeps" if now.data[-1] >= known[0] < less else "-"     # out of range it is a bound
-        holds = None if expected == "-" else beyond(0.5, low, high, expected == "keeps")
-        claims.append(claim(f"grokked on D = {max(now.data)}, then D = {less} (critical size {bounded(known, now.data).split(' [')[0]})",
-                            expected if expected == "-" else f"(Varma et al.: {expected})",
-                            f"validation {before.mean():.2f}, by step {2 * settings.steps} {mean:.2f} [{low:.2f}, {high:.2f}]",
-                            holds if before.mean() >= 0.9 else None))
+        text = f"validation {before.mean():.2f}, by step {2 * settings.steps} {mean:.2f} [{low:.2f}, {high:.2f}]"
+        expected = None     # out of range the critical size is a bound
+        if now.data[0] <= known[0] and less < known[0]:
+            expected = "forgets"
+        elif known[0] <= now.data[-1] and less > known[0]:
+            expected = "keeps"
+        holds = beyond(0.5, low, high, expected == "keeps") if expected and before.mean() >= 0.9 else None
+        claims.append(claim(f"grokked on D = {max(now.data)}, then D = {less} (critical size {critical})",
+                            f"(Varma et al.: {expected})" if expected else "-", text, holds))
     return claims
 
 
@@ -643,8 +730,8 @@ def judge_phase(settings, rows, curves):
     """The paper's claims on figures 1, 3 and 4, on what the circuits cost, and the true ungrokking."""
     before, now = (measured(settings, rows, curves, share) for share in (0.5, 1.0))
     return [*judge_critical(before, now), *judge_capacity(settings, rows, curves, before, now), *judge_cost(rows),
-            *judge_crossing(settings, now), *judge_zones(settings, rows, now, halves(settings, rows, curves)), *judge_dips(rows, now),
-            *judge_ungrokking(settings, rows, curves, now)]
+            *judge_crossing(settings, now), *judge_zones(settings, rows, now, halves(settings, rows, curves)),
+            *judge_double_descent(rows, now), *judge_ungrokking(settings, rows, curves, now)]
 
 
 def main():

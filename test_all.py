@@ -427,6 +427,17 @@ def test_zones(data, name):
     assert grok.zone(data, 350, 450, 600) == name
 
 
+def test_no_zone_where_a_curve_is_not_known():
+    assert grok.zone(500, math.nan, math.nan, 600) is None and grok.zone(500, 350, 450, math.nan) is None
+    settings, rows, curves = made_up_plane(True, seeds=4)
+    for i, line in enumerate(rows):
+        if line["experiment"] == "plane" and (line["hidden"], line["data"], line["seed"] % 2) == (8, 400, 0):
+            curves["val_acc_unmirrored"][i] = np.nan
+    now = grok.measured(settings, rows, curves)
+    pairs = grok.zones(settings, rows, now, grok.halves(settings, rows, curves))
+    assert grok.curves_known(now) and len(pairs) == 2 * 16 - 4      # of the even seeds no zone at hidden 8
+
+
 def made_up_plane(agree, diverged=(), seeds=3):
     """Settings, rows and curves of a plane whose runs do, or do not, what the two curves say; those of the sizes in diverged diverge."""
     settings = replace(grok.PLANES["quick"], p=31, seeds=seeds, steps=100, hidden=(4, 8, 16, 32), data=(300, 400, 500, 600), ungrok_hidden=32, ungrok_data=(200, 500))
@@ -458,7 +469,7 @@ def test_the_framework_can_come_out_either_way():
         claims = {c["claim"]: c["holds"] for c in grok.judge_phase(*made_up_plane(agree))}
         assert claims["fig 3: the critical size falls with size, where the model can memorize so much"] is True
         assert claims["fig 4: memorization capacity rises with size"] is agree and claims["fig 1: the two curves cross once"] is agree
-        assert claims["fig 1: the zones of half the seeds tell the dynamic of the others in 3 of 4 cells, and better than hidden size alone"] is agree
+        assert claims["fig 1: zones from half of the seeds predict the others' dynamic, in 3 of 4 cells and better than the hidden size alone"] is agree
         assert claims["grokked on D = 600, then D = 200 (critical size 350)"] is agree
 
 
@@ -577,6 +588,18 @@ def made_up_rows(dip_small, dip_large, dip_squared):
             for hidden, value in ((4, 0.5), (8, 0.7), (16, 0.8), (32, 1.0))]
 
 
+def test_a_curve_with_a_cell_that_diverged_is_labelled_where_it_is_known(monkeypatch):
+    settings = replace(double_descent.PRESETS["quick"], p=11, seeds=3, hidden=(4, 8, 16, 32), data=(40, 60), squared_data=(60,))
+    rows = made_up_rows(True, False, True)
+    for line in rows:
+        line["train_acc"] = 1.0
+        if (line["task"], line["data"], line["hidden"]) == ("addition", 40, 8):
+            line.update(val_acc_unmirrored=None, dynamic="diverged")
+    figure = double_descent.draw(settings, rows, {})["double_descent.png"]
+    places = [text.xy for axis in figure.axes for text in axis.texts]
+    assert len(places) >= 3 and np.isfinite(places).all()
+
+
 @pytest.mark.parametrize("dips, verdicts", [((True, False, True), (True, True)), ((True, True, True), (False, False)), ((False, False, False), (False, False))])
 def test_predictions_can_come_out_either_way(dips, verdicts):
     settings = replace(double_descent.PRESETS["quick"], p=11, hidden=(4, 8, 16, 32), data=(40, 60), squared_data=(60,))
@@ -635,6 +658,16 @@ def test_same_command_same_bytes_and_finished_runs_are_not_repeated(finished, tm
     assert (out / "runs.csv").read_bytes() == before and json.loads((out / "summary.json").read_text())["seconds"] == first["seconds"]
 
 
+@pytest.mark.parametrize("content", [None, "", "{}"])
+def test_plot_only_without_a_whole_summary(finished, tmp_path, content):
+    shutil.copytree(finished[0], tmp_path / "out")
+    path = tmp_path / "out" / "summary.json"
+    path.unlink() if content is None else path.write_text(content)
+    done = here(*TINY, "--hidden", 8, 4, 4, 4, "--out", tmp_path / "out", "--plot-only")
+    assert done.returncode == 2 and "--plot-only" in done.stderr and done.stderr.count("\n") == 1
+    assert path.exists() == (content is not None) and (content is None or path.read_text() == content)
+
+
 def test_plot_only_redraws_and_touches_nothing_else(finished, tmp_path):
     out, _ = finished
     (out / "dynamics.png").unlink()
@@ -643,6 +676,16 @@ def test_plot_only_redraws_and_touches_nothing_else(finished, tmp_path):
     assert (out / "dynamics.png").exists() and (out / "summary.json").read_bytes() == before
     empty = here(*TINY, "--out", tmp_path / "empty", "--plot-only")
     assert empty.returncode == 2 and "--plot-only" in empty.stderr and not (tmp_path / "empty").exists()
+
+
+def test_progression_that_starts_at_once_is_counted():
+    steps = np.array([[0, 5, 10]] * 3)
+    curves = {name: np.ones((3, 3)) for name in ("train_acc", "val_acc_unmirrored", "norm", "circuit_share", "memory_acc")} | {"step": steps}
+    history = {name: np.tile(values, (4, 1)) for name, values in curves.items()}
+    settings = replace(grok.PRESETS["quick"], hidden=(4, 8, 12, 16), data=(40,) * 4)
+    rows = [{"hidden": hidden, "data": 40, "dynamic": "progression"} for hidden in settings.hidden for _ in range(3)]
+    starts, = (c for c in grok.judge(settings, rows, history) if "varies twofold" in c["claim"])
+    assert starts["measured"] == "steps 0 to 0" and starts["holds"] is False
 
 
 @pytest.mark.parametrize("name", ["runs.csv", "curves.npz"])
@@ -785,6 +828,12 @@ def test_bad_options_end_in_one_line_before_any_work(arguments, named, tmp_path,
     monkeypatch.setattr(common, "sweep", lambda *_: pytest.fail("work began"))
     done = here("--device", "cpu", "--out", tmp_path / "out", *arguments)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and named in done.stderr and not (tmp_path / "out" / "runs.csv").exists()
+
+
+def test_another_name_of_the_cpu_is_the_cpu():
+    options = type("Options", (), {"device": "cpu:0", "threads": 3})
+    common.set_up(options)
+    assert options.device == "cpu" and options.workers == 3
 
 
 @pytest.mark.parametrize("arguments, script, named", [
