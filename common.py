@@ -425,7 +425,8 @@ def fourier_concentration(embed, p):
 
 @torch.no_grad()
 def evaluate(model, data):
-    """Every measure of every run now, a dict of (R,) tensors: accuracies, accurate losses, norm, circuits."""
+    """Every measure of every run now, a dict of (R,) tensors: accuracies, accurate losses, norm, circuits. In float32."""
+    torch.set_float32_matmul_precision("highest")
     logits = model(data.grid)                                                                 # (R, p*p, p)
     loss = cross_entropy(logits, data.answers)
     hit = (logits.argmax(-1) == data.answers).float().where(loss.isfinite(), math.nan)        # a diverged run knows nothing
@@ -471,26 +472,32 @@ def training_step(model, optimizer, data, compiled):
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()
-        torch.set_float32_matmul_precision("highest")       # evaluation is float32
     return step
 
 
 def capture(step, optimizer):
-    """The step as a CUDA graph: one launch instead of a hundred small kernels; the step itself where that fails."""
+    """The step as a CUDA graph: one launch instead of a hundred small kernels; the step itself where that fails.
+
+    All are captured on torch's one stream for it, since cuBLAS keeps memory for each stream that it ever met; the outer
+    context leaves that stream where the capture fails.
+    """
     optimizer.zero_grad()
     optimizer.param_groups[0]["capturable"] = True
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    graph = torch.cuda.CUDAGraph()
     gc.collect()            # the graph of the population before
-    torch.cuda.synchronize()
     try:
-        with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream):
+        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
             step()
-        return graph.replay
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:
         print(f"no CUDA graph, slower: {str(error.__context__ or error).splitlines()[0]}", file=sys.stderr)
         return step
+
+    def replay(kept=step):
+        """The same step again; kept is what the graph reads and writes, which it does not keep itself."""
+        graph.replay()
+    return replay
 
 
 def train(runs, device, compiled=False, checkpoint=None, tick=lambda step, measures: None):
@@ -615,7 +622,8 @@ def train_to_cache(population, options, tick):
         write(checkpoint.with_name(f"population-{name}.pt"), partial(torch.save, finished))
         checkpoint.unlink(missing_ok=True)
     elif len(population) == 1:
-        fail(f"--device {options.device}: too little memory for one run of hidden size {population[0].hidden}")
+        fail(f"--device {options.device}: too little memory for one run of {population[0].layers} layers of hidden size "
+             f"{population[0].hidden}; without that size (--hidden, and --layers of emergence.py) the rest can run")
     else:
         checkpoint.unlink(missing_ok=True)
         gc.collect()        # importing parts of torch late leaves cycles that hold the model
@@ -643,7 +651,7 @@ def sweep(runs, options):
 
     On a CPU each thread trains a population, which is faster than all threads on one. Under torchrun the ranks divide
     the populations among them and have a file system in common; rank 0 returns the results, the others None. Either way
-    the results are the same.
+    the results are the same (on CUDA up to rounding, where it packs otherwise).
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     folder, start = options.out / "cache", time.monotonic()
@@ -740,7 +748,42 @@ def row(run, history):
                    "generalized_at": first_step(steps, val_acc, GENERALIZED), "dynamic": dynamic(history)}
 
 
+def by_cell(rows, *names):
+    """{(value of each name): rows}, such as the seeds of each setting."""
+    found = defaultdict(list)
+    for line in rows:
+        found[tuple(line[name] for name in names)].append(line)
+    return found
+
+
+def commonest_dynamic(rows):
+    """The dynamic that most of the runs went through."""
+    return Counter(line["dynamic"] for line in rows).most_common(1)[0][0]
+
+
+def count_dynamics(rows):
+    """What the seeds of a cell went through, the most frequent first: 'grokking 2/3, semi-grokking 1/3'."""
+    counts = Counter(line["dynamic"] or "-" for line in rows)
+    return ", ".join(f"{name} {count}/{len(rows)}" for name, count in counts.most_common())
+
+
 # statistics over seeds
+
+
+def resampled_means(values, seed=0, draws=2000):
+    """Means of values (..., seeds) over the seeds, and then of as many seeds drawn anew in each cell: (1 + draws, ...).
+
+    The bootstrap: what is computed from each of these means alike is first the estimate and then its uncertainty, which
+    is NaN below 3 seeds. NaN values are left out, and a mean of none is NaN.
+    """
+    drawn = np.random.default_rng(seed).integers(values.shape[-1], size=(draws, *values.shape))
+    values = np.concatenate([values[None], np.take_along_axis(np.broadcast_to(values, drawn.shape), drawn, -1)])
+    known = np.isfinite(values)
+    count = known.sum(-1)
+    means = np.where(known, values, 0).sum(-1) / np.where(count > 0, count, np.nan)
+    if values.shape[-1] < 3:
+        means[1:] = np.nan
+    return means
 
 
 def interval(values):
@@ -776,22 +819,6 @@ def dip(means):
 
 
 DIP = 0.2      # the depth from which on a dip is called one
-
-
-def resampled_means(values, seed=0, draws=2000):
-    """Means of values (..., seeds) over the seeds, and then of as many seeds drawn anew in each cell: (1 + draws, ...).
-
-    The bootstrap: what is computed from each of these means alike is first the estimate and then its uncertainty, which
-    is NaN below 3 seeds. NaN values are left out, and a mean of none is NaN.
-    """
-    drawn = np.random.default_rng(seed).integers(values.shape[-1], size=(draws, *values.shape))
-    values = np.concatenate([values[None], np.take_along_axis(np.broadcast_to(values, drawn.shape), drawn, -1)])
-    known = np.isfinite(values)
-    count = known.sum(-1)
-    means = np.where(known, values, 0).sum(-1) / np.where(count > 0, count, np.nan)
-    if values.shape[-1] < 3:
-        means[1:] = np.nan
-    return means
 
 
 def below(means):
@@ -887,25 +914,6 @@ def read_results(out):
     return rows, curves
 
 
-def by_cell(rows, *names):
-    """{(value of each name): rows}, such as the seeds of each setting."""
-    found = defaultdict(list)
-    for line in rows:
-        found[tuple(line[name] for name in names)].append(line)
-    return found
-
-
-def commonest_dynamic(rows):
-    """The dynamic that most of the runs went through."""
-    return Counter(line["dynamic"] for line in rows).most_common(1)[0][0]
-
-
-def count_dynamics(rows):
-    """What the seeds of a cell went through, the most frequent first: 'grokking 2/3, semi-grokking 1/3'."""
-    counts = Counter(line["dynamic"] or "-" for line in rows)
-    return ", ".join(f"{name} {count}/{len(rows)}" for name, count in counts.most_common())
-
-
 # command line
 
 
@@ -924,8 +932,8 @@ class Settings:
     weight_decay: float = option("weight decay of AdamW")
     loss: str = option("rounding of the loss trained on", "float32", choices=("float32", "exact"))
     eps: float = option("epsilon of AdamW", 1e-8)
-    precision: str = option("of the matrix products while training (tf32: NVIDIA GPUs)", "float32",
-                            choices=("float32", "tf32", "bfloat16"))
+    precision: str = option("of the matrix products while training (tf32: NVIDIA GPUs; bfloat16: of their sums, too)",
+                            "float32", choices=("float32", "tf32", "bfloat16"))
 
     def run(self, task, hidden, data, seed, **more):
         """A Run with these settings, but for those given."""
@@ -1012,7 +1020,8 @@ def command_line(script, doc, experiments):
     parser.add_argument("--out", type=Path, help=f"directory of the results (default: results/{folder}-SCALE)")
     parser.add_argument("--fresh", action="store_true", help="ignore what was saved, and overwrite it")
     parser.add_argument("--plot-only", action="store_true", help="only redraw the figures of saved results")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the training step")
+    parser.add_argument("--compile", action="store_true",
+                        help="torch.compile the training step: pays where a population trains for long")
     options = parser.parse_args(words, argparse.Namespace(command=command))
     if options.fresh and options.plot_only:
         fail("--fresh and --plot-only: one or the other")

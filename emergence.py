@@ -47,14 +47,9 @@ PRESETS = {
 }
 
 
-def grid(settings):
-    """The runs: every size with addition alone, each amount of memorization, and the split layer, with every seed."""
-    if len(settings.layers) != len(settings.hidden):
-        fail("--layers and --hidden: as many values each, one for each model size")
-    return [settings.run("addition", hidden, settings.data, seed, layers=layers, memorize=memorize, operator=True, split=split,
-                         experiment="emergence", **rates(settings, layers, hidden))
-            for memorize, split in series(settings) for layers, hidden in zip(settings.layers, settings.hidden)
-            for seed in range(settings.seeds)]
+def series(settings):
+    """What is compared, (memorize, split): addition alone, each amount of memorization, the first of them split."""
+    return [(0, False), *((amount, False) for amount in dict.fromkeys(settings.memorize)), (settings.memorize[0], True)]
 
 
 def rates(settings, layers, hidden):
@@ -67,9 +62,14 @@ def rates(settings, layers, hidden):
     return {"lr": settings.lr * share, "weight_decay": settings.weight_decay / share}
 
 
-def series(settings):
-    """What is compared, (memorize, split): addition alone, each amount of memorization, the first of them split."""
-    return [(0, False), *((amount, False) for amount in dict.fromkeys(settings.memorize)), (settings.memorize[0], True)]
+def grid(settings):
+    """The runs: every size with addition alone, each amount of memorization, and the split layer, with every seed."""
+    if len(settings.layers) != len(settings.hidden):
+        fail("--layers and --hidden: as many values each, one for each model size")
+    return [settings.run("addition", hidden, settings.data, seed, layers=layers, memorize=memorize, operator=True, split=split,
+                         experiment="emergence", **rates(settings, layers, hidden))
+            for memorize, split in series(settings) for layers, hidden in zip(settings.layers, settings.hidden)
+            for seed in range(settings.seeds)]
 
 
 # the threshold

@@ -366,6 +366,11 @@ def halves(settings, rows, curves):
     return [measured(settings, rows, curves, seeds=slice(part, None, 2)) for part in (0, 1)] if settings.seeds > 1 else []
 
 
+def curves_known(now):
+    """Whether both curves are known at every hidden size."""
+    return np.isfinite(now.capacity[0] + now.critical[0.5][0]).all()
+
+
 def within(draws, tried):
     """Whether each estimate, the first of draws (1 + draws, ...), lies in the range tried."""
     return (draws[0] >= tried[0]) & (draws[0] <= tried[-1])
@@ -379,6 +384,12 @@ def zone(data, low, high, capacity):
     if np.isnan(low + high + capacity):
         return None
     return "progression" if data > capacity else "ungrokking" if data < low else "semi-grokking" if data < high else "grokking"
+
+
+def observed(lines):
+    """The dynamic that most seeds of a cell went through; stalled is progression that has not got there yet (figure 5)."""
+    seen = Counter("progression" if line["dynamic"] == "stalled" else line["dynamic"] for line in lines)
+    return seen.most_common(1)[0][0]
 
 
 def half(lines, part):
@@ -417,12 +428,6 @@ def zones(settings, rows, now, parts, once=False):
 def share_right(pairs):
     """The share of (predicted, observed) that agree; NaN of none."""
     return np.mean([predicted == seen for predicted, seen in pairs] or np.nan)
-
-
-def observed(lines):
-    """The dynamic that most seeds of a cell went through; stalled is progression that has not got there yet (figure 5)."""
-    seen = Counter("progression" if line["dynamic"] == "stalled" else line["dynamic"] for line in lines)
-    return seen.most_common(1)[0][0]
 
 
 # the figures of phase
@@ -626,11 +631,6 @@ def judge_capacity(settings, rows, curves, before, now):
         claims.append(claim(f"capacity at d = {h}: bits a parameter (elsewhere 2 to 3.6)", "-",
                             f"{mean:.2f} [{low:.2f}, {high:.2f}] of at most {limit / params:.2f}", None))
     return claims
-
-
-def curves_known(now):
-    """Whether both curves are known at every hidden size."""
-    return np.isfinite(now.capacity[0] + now.critical[0.5][0]).all()
 
 
 def judge_crossing(settings, now):

@@ -9,9 +9,11 @@ import re
 import shutil
 import subprocess
 import sys
+import weakref
 import zipfile
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,18 +29,24 @@ from common import Population, Run, Transformer
 
 HERE = Path(__file__).parent
 SCRIPTS = ["common.py", "grok.py", "double_descent.py", "emergence.py"]
-TINY = ["--device", "cpu", "--threads", "1", "--p", "11", "--hidden", "4", "8", "8", "16", "--data", "60", "40", "50", "50", "--steps", "30"]
+TINY = ["--device", "cpu", "--threads", "1", "--p", "11", "--steps", "30",
+        "--hidden", "4", "8", "8", "16", "--data", "60", "40", "50", "50"]
 
 
 def runs_of(count=3, **settings):
     """Runs with seeds 0, 1, ..."""
-    return [Run(**{**dict(task="addition", p=11, hidden=8, data=50, seed=seed, steps=60, lr=1e-2, weight_decay=1.0), **settings})
-            for seed in range(count)]
+    usual = dict(task="addition", p=11, hidden=8, data=50, steps=60, lr=1e-2, weight_decay=1.0)
+    return [Run(**{**usual, "seed": seed, **settings}) for seed in range(count)]
+
+
+def python(*words, **more):
+    """Run the interpreter with these words behind it, in a process of its own."""
+    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, cwd=HERE, **more)
 
 
 def command(*arguments, script="grok.py", **more):
-    """Run a script as a user does, in a process of its own."""
-    return subprocess.run([sys.executable, HERE / script, *map(str, arguments)], capture_output=True, text=True, cwd=HERE, **more)
+    """Run a script as a user does."""
+    return python(HERE / script, *arguments, **more)
 
 
 def here(*arguments, script=grok):
@@ -54,6 +62,13 @@ def here(*arguments, script=grok):
     return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
 
+def one_clear_line(done, *named):
+    """The command ended with status 2 and one line, which names what is wrong."""
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert all(name in done.stderr for name in named), done.stderr
+
+
 # tasks
 
 
@@ -64,8 +79,9 @@ def test_labels_and_tokens():
     assert (noise == noise.T).all() and len(noise.unique()) > 3
     run = Run("addition", 7, 4, 9, 0, 1, 1e-3, 0, memorize=5)
     tokens, labels = common.training_set(run)
-    assert tokens.shape == (14, 4) and (tokens[:9, 1] == 8).all() and (tokens[9:, 1] == 9).all() and (tokens[:, 3] == 7).all()
-    assert (labels[:9] == (tokens[:9, 0] + tokens[:9, 2]) % 7).all() and len({tuple(t) for t in tokens.tolist()}) == 14
+    assert tokens.shape == (14, 4) and len({tuple(t) for t in tokens.tolist()}) == 14
+    assert (tokens[:9, 1] == 8).all() and (tokens[9:, 1] == 9).all() and (tokens[:, 3] == 7).all()
+    assert (labels[:9] == (tokens[:9, 0] + tokens[:9, 2]) % 7).all()
 
 
 def test_split_is_disjoint_nested_and_the_seeds_own():
@@ -97,16 +113,18 @@ class Textbook(torch.nn.Module):
         x = w["embed"][tokens] + w["position"]
         for layer in range(self.layers):
             b = {name.split(".")[2]: v for name, v in w.items() if name.startswith(f"blocks.{layer}.")}
-            d = x.shape[-1]
+            projections = torch.cat([b["query"].T, b["key"].T, b["value"].T])
+            mask = torch.full((x.shape[1], x.shape[1]), -math.inf, dtype=x.dtype).triu(1)
             read = F.multi_head_attention_forward(
-                *[x.transpose(0, 1)] * 3, d, self.heads, torch.cat([b["query"].T, b["key"].T, b["value"].T]), None, None, None, False, 0.0,
-                b["output"].T, None, attn_mask=torch.full((x.shape[1], x.shape[1]), -math.inf, dtype=x.dtype).triu(1), need_weights=False)[0]
+                *[x.transpose(0, 1)] * 3, x.shape[-1], self.heads, projections, None, None, None, False, 0.0,
+                b["output"].T, None, attn_mask=mask, need_weights=False)[0]
             x = x + read.transpose(0, 1)
             x = x + F.relu(x @ b["mlp_in"] + b["mlp_in_bias"]) @ b["mlp_out"] + b["mlp_out_bias"]
         return x[:, -1] @ w["unembed"]
 
 
-@pytest.mark.parametrize("settings", [{}, {"layers": 3}, {"memorize": 20, "hidden": 12}, {"layers": 2, "operator": True, "heads": 2}])
+@pytest.mark.parametrize("settings", [
+    {}, {"layers": 3}, {"memorize": 20, "hidden": 12}, {"layers": 2, "operator": True, "heads": 2}])
 def test_population_equals_textbook_in_float64(settings):
     runs = runs_of(3, **settings)
     data, model = Population(runs, "cpu"), Transformer(runs).double()
@@ -128,7 +146,8 @@ def test_a_run_trains_in_a_population_as_alone():
     models = []
     for group in (runs, runs[2:3]):
         data, model = Population(group, "cpu"), Transformer(group)
-        step = common.training_step(model, torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1.0, fused=True), data, False)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1.0, fused=True)
+        step = common.training_step(model, optimizer, data, False)
         for _ in range(60):
             step()
         models.append(model)
@@ -148,7 +167,8 @@ def test_look_up_equals_embedding_sum(longest):
     inputs = common.Inputs(Population(runs, "cpu").inputs.tokens, runs[0], longest)
     table = torch.randn(2 * 2 * 12, 5, dtype=torch.double)
     results = []
-    for look in (lambda t: common.LookUp.apply(t, inputs.index, *inputs.inverse), lambda t: F.embedding(inputs.index, t).sum(1)):
+    for look in (lambda t: common.LookUp.apply(t, inputs.index, *inputs.inverse),
+                 lambda t: F.embedding(inputs.index, t).sum(1)):
         leaf = table.clone().requires_grad_()
         out = look(leaf)
         out.backward(torch.arange(out.numel(), dtype=torch.double).view_as(out))
@@ -158,7 +178,8 @@ def test_look_up_equals_embedding_sum(longest):
 
 def test_gradients_written_by_hand_equal_numerical_ones():
     draw = torch.Generator().manual_seed(0)
-    read, weight, x = (torch.randn(shape, generator=draw, dtype=torch.double).requires_grad_() for shape in ((2, 5, 3, 4), (2, 5, 3), (4, 6)))
+    read, weight, x = (torch.randn(shape, generator=draw, dtype=torch.double).requires_grad_()
+                       for shape in ((2, 5, 3, 4), (2, 5, 3), (4, 6)))
     assert torch.autograd.gradcheck(common.Ratio.apply, (read, weight.detach().exp().requires_grad_()))
     assert torch.autograd.gradcheck(lambda x: common.ReLU.apply(2 * x), x)
     torch.testing.assert_close(common.ReLU.apply(2 * x), F.relu(2 * x), rtol=0, atol=0)
@@ -242,6 +263,47 @@ def test_a_run_goes_on_with_less_data_and_its_validation_pairs_were_never_traine
     assert all(torch.equal(resumed[name].nan_to_num(), whole[name].nan_to_num()) for name in whole)
 
 
+@pytest.fixture
+def no_gpu(monkeypatch):
+    """What capture needs of CUDA, without one: a graph that records nothing."""
+    graph = type("Graph", (), {"replay": lambda self: None})
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    for name in ("graph", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: contextlib.nullcontext())
+
+
+def step_of(runs):
+    """A training step of a population, its optimizer, and a weak reference to its data."""
+    data, model = Population(runs, "cpu"), Transformer(runs)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    return common.training_step(model, optimizer, data, False), optimizer, weakref.ref(data)
+
+
+def test_a_captured_step_keeps_what_its_graph_reads(no_gpu):
+    """A CUDA graph holds addresses, not tensors: freed, they would be read all the same."""
+    step, optimizer, data = step_of(runs_of(1))
+    replay = common.capture(step, optimizer)
+    del step, optimizer
+    gc.collect()
+    replay()
+    assert data() is not None
+    del replay
+    gc.collect()
+    assert data() is None
+
+
+def test_a_step_that_cannot_be_captured_is_taken_as_it_is(no_gpu, capsys):
+    _, optimizer, _ = step_of(runs_of(1))
+
+    def fails(error):
+        raise error
+    step = partial(fails, RuntimeError("operation not permitted when stream is capturing"))
+    assert common.capture(step, optimizer) is step and "no CUDA graph" in capsys.readouterr().err
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        common.capture(partial(fails, torch.cuda.OutOfMemoryError("too much")), optimizer)
+
+
 def test_loss_is_accurate_where_float32_rounds_it_to_zero():
     logits = torch.tensor([[0.0, 23.1, -1.0, 0.5], [0.0, 45.0, 1.0, 2.0], [3.0, 1.0, 2.0, 0.0]])
     labels = torch.ones(3, dtype=torch.long)
@@ -314,13 +376,17 @@ def test_fourier_concentration():
 
 def curve(train, val):
     """A history with the given accuracies."""
-    return {"step": np.arange(len(train)), "train_acc": np.array(train), "val_acc_unmirrored": np.array(val), "train_loss": np.zeros(len(train))}
+    return {"step": np.arange(len(train)), "train_loss": np.zeros(len(train)),
+            "train_acc": np.array(train), "val_acc_unmirrored": np.array(val)}
 
 
 @pytest.mark.parametrize("train, val, name", [
-    ([0, 1, 1, 1], [0, 0, 0.5, 1], "grokking"), ([0, 1, 1, 1], [0, 0, 0.05, 0.05], "ungrokking"),
-    ([0, 1, 1, 1], [0, 0, 0.3, 0.6], "semi-grokking"), ([0, 0.4, 0.7, 1], [0, 0.05, 0.4, 0.9], "progression"),
-    ([0, 0.5, 0.6, 0.6], [0, 0, 0.3, 0.4], "progression"), ([0, 0.2, 0.3, 0.3], [0, 0, 0, 0], "stalled")])
+    ([0, 1, 1, 1], [0, 0, 0.5, 1], "grokking"),
+    ([0, 1, 1, 1], [0, 0, 0.05, 0.05], "ungrokking"),
+    ([0, 1, 1, 1], [0, 0, 0.3, 0.6], "semi-grokking"),
+    ([0, 0.4, 0.7, 1], [0, 0.05, 0.4, 0.9], "progression"),
+    ([0, 0.5, 0.6, 0.6], [0, 0, 0.3, 0.4], "progression"),
+    ([0, 0.2, 0.3, 0.3], [0, 0, 0, 0], "stalled")])
 def test_dynamic_rule(train, val, name):
     assert common.dynamic(curve(train, val)) == name
 
@@ -328,11 +394,13 @@ def test_dynamic_rule(train, val, name):
 def test_norm_change_over_the_rise():
     steps, norm = np.arange(5), np.array([5.0, 8, 8, 6, 5])
     assert grok.norm_change(steps, np.array([0, 0, 0.2, 1, 1]), norm) == pytest.approx(-0.25)
-    assert grok.norm_change(steps, np.zeros(5), norm) is None and grok.norm_change(steps, np.array([0, 0.5, np.nan, 1, 1]), norm) is None
+    for unknown in (np.zeros(5), np.array([0, 0.5, np.nan, 1, 1])):
+        assert grok.norm_change(steps, unknown, norm) is None
 
 
-@pytest.mark.parametrize("low, high, above, holds", [(0.6, 0.7, True, True), (0.6, 0.7, False, False), (0.2, 0.4, True, False), (0.2, 0.4, False, True),
-                                                     (0.4, 0.6, True, None), (math.nan, math.nan, False, None)])
+@pytest.mark.parametrize("low, high, above, holds", [
+    (0.6, 0.7, True, True), (0.6, 0.7, False, False), (0.2, 0.4, True, False), (0.2, 0.4, False, True),
+    (0.4, 0.6, True, None), (math.nan, math.nan, False, None)])
 def test_a_claim_is_open_while_its_interval_holds_the_bound(low, high, above, holds):
     assert grok.beyond(0.5, low, high, above) is holds
 
@@ -345,15 +413,17 @@ def test_interval():
 
 
 @pytest.mark.parametrize("means, depth, where", [
-    ([0.1, 0.6, 0.0, 0.3, 1.0], 0.6, 2), ([0.1, 0.6, 0.7, 1.0], 0, None), ([1.0, 0.6, 0.3, 0.0], 0, None), ([0.6, 0.1, 0.9], 0.5, 1),
-    ([0.2, 0.9, 0.5, 0.6], 0.1, 2), ([0.5, 0.5, 0.5], 0, None), ([0.1, 0.9], 0, None)])
+    ([0.1, 0.6, 0.0, 0.3, 1.0], 0.6, 2), ([0.1, 0.6, 0.7, 1.0], 0, None), ([1.0, 0.6, 0.3, 0.0], 0, None),
+    ([0.6, 0.1, 0.9], 0.5, 1), ([0.2, 0.9, 0.5, 0.6], 0.1, 2), ([0.5, 0.5, 0.5], 0, None), ([0.1, 0.9], 0, None)])
 def test_dip_rule(means, depth, where):
     assert common.dip(means) == (pytest.approx(depth), where)
 
 
 def test_dip_interval_tells_a_dip_from_noise_and_from_none():
     random = np.random.default_rng(0)
-    for means, dips in (([0.2, 0.7, 0.0, 0.1, 0.9, 1.0], True), ([0.2, 0.5, 0.7, 0.8, 0.9, 1.0], False), ([0.2, 0.7, 0.7, 0.7, 0.9, 1.0], False)):
+    for means, dips in (([0.2, 0.7, 0.0, 0.1, 0.9, 1.0], True),
+                        ([0.2, 0.5, 0.7, 0.8, 0.9, 1.0], False),
+                        ([0.2, 0.7, 0.7, 0.7, 0.9, 1.0], False)):
         values = np.clip(np.array(means)[:, None] + random.normal(0, 0.1, (6, 11)), 0, 1)
         depth, where, low, high, verdict = common.dip_interval(values)
         assert low <= depth <= high and verdict == ("dip" if dips else "no dip")
@@ -363,14 +433,16 @@ def test_dip_interval_tells_a_dip_from_noise_and_from_none():
 
 @pytest.mark.parametrize("seeds, sizes", [(3, 8), (11, 15)])
 def test_seeds_that_all_fail_or_all_succeed_seldom_look_like_a_dip(seeds, sizes):
-    """The depth is the largest of many differences: its plain bootstrap interval calls two in three flat curves a dip with 3 seeds."""
-    rng = np.random.default_rng(0)
+    """The depth is the largest of many differences: its plain bootstrap interval calls two in three flat curves
+    a dip with 3 seeds."""
+    def dips(count, curves):
+        return sum(common.dip_interval(curves())[4] == "dip" for _ in range(count))
+    rng, shape = np.random.default_rng(0), (sizes, seeds)
     for chance in (np.full(sizes, 0.5), np.linspace(0.2, 1, sizes)):
-        verdicts = Counter(common.dip_interval((rng.random((sizes, seeds)) < chance[:, None]).astype(float))[4] for _ in range(40))
-        assert verdicts["dip"] <= 6      # nominally one in forty; 6 has a chance of one in a thousand at one in twelve
+        flat = dips(40, lambda: (rng.random(shape) < chance[:, None]).astype(float))
+        assert flat <= 6      # nominally one in forty; 6 has a chance of one in a thousand at one in twelve
     valley = np.where(np.arange(sizes) % (sizes - 1) == 0, 0.9, 0.05)
-    found = Counter(common.dip_interval(np.clip(valley[:, None] + rng.normal(0, 0.1, (sizes, seeds)), 0, 1))[4] for _ in range(10))
-    assert found["dip"] >= 9
+    assert dips(10, lambda: np.clip(valley[:, None] + rng.normal(0, 0.1, shape), 0, 1)) >= 9
 
 
 def test_depth_is_the_largest_over_all_triples():
@@ -389,7 +461,8 @@ def test_critical_size_of_made_up_data():
     for known, width in ((430, 5), (520, 60)):
         chance = 1 / (1 + np.exp((known - data) / width))
         sizes = critical((random.random((len(data), 60)) < chance[:, None]).astype(float))[half]
-        assert sizes[0] == pytest.approx(known, abs=50) and np.percentile(sizes[1:], 2.5) - 30 < known < np.percentile(sizes[1:], 97.5) + 30
+        low, high = np.percentile(sizes[1:], [2.5, 97.5])
+        assert sizes[0] == pytest.approx(known, abs=50) and low - 30 < known < high + 30
     assert critical(np.tile(chance[:, None], (1, 3)))[-1, 0] == pytest.approx(520 + 60 * math.log(9), abs=20)
     assert critical(np.zeros((7, 3)))[half, 0] > 800 and critical(np.ones((7, 3)))[half, 0] < 200
     low, _, high = critical(np.tile([[0], [0], [0], [1], [1], [1], [1]], (1, 3)))[:, 0]
@@ -400,29 +473,38 @@ def test_critical_size_of_made_up_data():
 
 def test_capacity_and_bits_of_known_networks():
     p, pairs = 31, 31 * 31
-    assert grok.capacity_bits(p, 0) == pytest.approx(p * (p + 1) / 2 * math.log2(p)) and grok.capacity_bits(p, math.log(p)) == pytest.approx(0)
+    most = p * (p + 1) / 2
+    assert grok.capacity_bits(p, 0) == pytest.approx(most * math.log2(p))
+    assert grok.capacity_bits(p, math.log(p)) == pytest.approx(0)
     facts = torch.arange(pairs).view(p, p)
     facts = torch.minimum(facts, facts.T).flatten()
+    orders = [torch.randperm(pairs, generator=torch.Generator().manual_seed(i)) for i in range(40)]
     for data in (100, 400, 700):
-        different = np.mean([len(facts[torch.randperm(pairs, generator=torch.Generator().manual_seed(i))[:data]].unique()) for i in range(40)])
-        assert grok.mirrored_once(different / (p * (p + 1) / 2) * pairs, p) == pytest.approx(data, rel=0.05)
+        different = np.mean([len(facts[order[:data]].unique()) for order in orders])
+        assert grok.mirrored_once(different / most * pairs, p) == pytest.approx(data, rel=0.05)
 
 
 def test_capacity_is_the_most_that_was_known():
     rows = [{"experiment": "capacity", "hidden": 8, "steps": 40}] * 2
-    curves = {"step": np.array([[0, 20, 40]] * 2), "train_acc": np.array([[0, 0.5, 0.4], [0, np.nan, 0.4]]), "train_loss": np.array([[3, 1, 2.0], [3, np.nan, 2]])}
+    curves = {"step": np.array([[0, 20, 40]] * 2),
+              "train_acc": np.array([[0, 0.5, 0.4], [0, np.nan, 0.4]]),
+              "train_loss": np.array([[3, 1, 2.0], [3, np.nan, 2]])}
     accuracy, loss = grok.most_known(rows, curves, 8)
-    assert accuracy[0] == 0.5 and loss[0] == 1 and np.isnan(accuracy[1]) and grok.most_known(rows, curves, 8, 0.4)[0][0] == 0
+    assert accuracy[0] == 0.5 and loss[0] == 1 and np.isnan(accuracy[1])
+    assert grok.most_known(rows, curves, 8, 0.4)[0][0] == 0
 
 
 def test_crossing_of_known_lines():
     hidden = np.array([4, 8, 16, 32])
-    critical, capacity = np.array([[400, 400, 400, 400], [400, 300, 200, 100], [400.0] * 4]), np.array([[100, 300, 500, 700], [500, 600, 700, 800], [0.0] * 4])
+    critical = np.array([[400, 400, 400, 400], [400, 300, 200, 100], [400.0] * 4])
+    capacity = np.array([[100, 300, 500, 700], [500, 600, 700, 800], [0.0] * 4])
     size, data = grok.crossing(hidden, critical, capacity)
-    assert size[0] == pytest.approx(8 * 2**0.5) and data[0] == pytest.approx(400) and np.isnan(size[1:]).all() and np.isnan(data[1:]).all()
+    assert size[0] == pytest.approx(8 * 2**0.5) and data[0] == pytest.approx(400)
+    assert np.isnan(size[1:]).all() and np.isnan(data[1:]).all()
 
 
-@pytest.mark.parametrize("data, name", [(700, "progression"), (300, "ungrokking"), (400, "semi-grokking"), (500, "grokking")])
+@pytest.mark.parametrize("data, name", [
+    (700, "progression"), (300, "ungrokking"), (400, "semi-grokking"), (500, "grokking")])
 def test_zones(data, name):
     assert grok.zone(data, 350, 450, 600) == name
 
@@ -439,18 +521,22 @@ def test_no_zone_where_a_curve_is_not_known():
 
 
 def made_up_plane(agree, diverged=(), seeds=3):
-    """Settings, rows and curves of a plane whose runs do, or do not, what the two curves say; those of the sizes in diverged diverge."""
-    settings = replace(grok.PLANES["quick"], p=31, seeds=seeds, steps=100, hidden=(4, 8, 16, 32), data=(300, 400, 500, 600), ungrok_hidden=32, ungrok_data=(200, 500))
+    """Settings, rows and curves of a plane whose runs do, or do not, what the two curves say; those of the sizes
+    in diverged diverge."""
+    settings = replace(grok.PLANES["quick"], p=31, seeds=seeds, steps=100, hidden=(4, 8, 16, 32), data=(300, 400, 500, 600),
+                       ungrok_hidden=32, ungrok_data=(200, 500))
     critical, capacity = dict(zip(settings.hidden, (650, 550, 450, 350))), dict(zip(settings.hidden, (150, 440, 900, 961)))
+    swapped = {"progression": "grokking", "grokking": "progression", "ungrokking": "progression"}
     rows, final = [], []
     for run in grok.phase_grid(settings):
         line = {**common.asdict(run), "params": common.parameters(run), "train_loss": 1.0}
         if run.experiment == "plane":
             val = float(run.data > critical[run.hidden])
             line["dynamic"] = "progression" if run.data > capacity[run.hidden] else "grokking" if val else "ungrokking"
-            line["dynamic"] = line["dynamic"] if agree else {"progression": "grokking", "grokking": "progression"}.get(line["dynamic"], "progression")
+            line["dynamic"] = line["dynamic"] if agree else swapped[line["dynamic"]]
             values = (0, val, val)
-            line["norm"] = 20.0 if val == agree else 30 * (run.data / 300)**0.5      # memorizing costs more with data, generalizing does not
+            # memorizing costs more with data, generalizing does not
+            line["norm"] = 20.0 if val == agree else 30 * (run.data / 300)**0.5
         elif run.experiment == "capacity":
             values = (0, 0, 0) if not agree else (0, capacity[run.hidden] / 961, capacity[run.hidden] / 961)
         else:
@@ -460,23 +546,30 @@ def made_up_plane(agree, diverged=(), seeds=3):
         rows.append({**line, "val_acc_unmirrored": values[-1] if values[-1] == values[-1] else None})
         final.append(values)
     values = np.array(final, np.float32)
-    return settings, rows, {"step": np.array([[0, run["steps"] / 2, run["steps"]] for run in rows]), "val_acc_unmirrored": values,
-                            "train_acc": values, "train_loss": np.where(np.isnan(values), np.nan, 1.0)}
+    curves = {"step": np.array([[0, run["steps"] / 2, run["steps"]] for run in rows]), "val_acc_unmirrored": values,
+              "train_acc": values, "train_loss": np.where(np.isnan(values), np.nan, 1.0)}
+    return settings, rows, curves
+
+
+FALLS = "fig 3: the critical size falls with size, where the model can memorize so much"
+RISES = "fig 4: memorization capacity rises with size"
+CROSS = "fig 1: the two curves cross once"
+PREDICT = ("fig 1: zones from half of the seeds predict the others' dynamic,"
+           " in 3 of 4 cells and better than the hidden size alone")
 
 
 def test_the_framework_can_come_out_either_way():
     for agree in (True, False):
         claims = {c["claim"]: c["holds"] for c in grok.judge_phase(*made_up_plane(agree))}
-        assert claims["fig 3: the critical size falls with size, where the model can memorize so much"] is True
-        assert claims["fig 4: memorization capacity rises with size"] is agree and claims["fig 1: the two curves cross once"] is agree
-        assert claims["fig 1: zones from half of the seeds predict the others' dynamic, in 3 of 4 cells and better than the hidden size alone"] is agree
+        assert claims[FALLS] is True
+        assert claims[RISES] is agree and claims[CROSS] is agree and claims[PREDICT] is agree
         assert claims["grokked on D = 600, then D = 200 (critical size 350)"] is agree
 
 
 def test_a_phase_diagram_with_diverged_runs_is_drawn_and_judged_where_it_can_be():
     claims = {c["claim"]: c["holds"] for c in grok.judge_phase(*made_up_plane(True, diverged=(4, 32)))}
-    assert claims["fig 3: the critical size falls with size, where the model can memorize so much"] is None and claims["fig 4: memorization capacity rises with size"] is None
-    assert claims["fig 1: the two curves cross once"] is None and claims["grokked on D = 600, then D = 200 (critical size -)"] is None
+    assert claims[FALLS] is None and claims[RISES] is None and claims[CROSS] is None
+    assert claims["grokked on D = 600, then D = 200 (critical size -)"] is None
     assert set(grok.draw_phase(*made_up_plane(True, diverged=(4, 32)))) == {"phase.png", "measures.png"}
 
 
@@ -494,13 +587,15 @@ def test_cost_exponent_of_a_known_power_law(kind, exponent):
     draws = grok.cost_exponents([*rows, {**rows[0], "dynamic": "progression", "norm": 1e9}], kind)
     low, high = np.percentile(draws[1:], [2.5, 97.5])
     assert draws[0] == pytest.approx(exponent, abs=0.03) and low < exponent < high < low + 0.1
-    assert np.isnan(grok.cost_exponents(rows[:3], kind)).all() and np.isnan(grok.cost_exponents([], kind)).all()      # one D, none
+    for too_few in (rows[:3], []):      # one D, none
+        assert np.isnan(grok.cost_exponents(too_few, kind)).all()
 
 
 def test_what_the_circuits_cost_can_come_out_either_way():
     def judged(memorizing, generalizing):
+        norms = {"ungrokking": memorizing, "grokking": generalizing}
         rows = [{"experiment": "plane", "hidden": h, "data": d, "dynamic": kind, "norm": norm(d) * (1 + 0.01 * (seed - 1))}
-                for h in (8, 16) for d in (300, 400, 500) for seed in range(3) for kind, norm in (("ungrokking", memorizing), ("grokking", generalizing))]
+                for h in (8, 16) for d in (300, 400, 500) for seed in range(3) for kind, norm in norms.items()]
         return [c["holds"] for c in grok.judge_cost(rows)]
     assert judged(lambda d: d**0.5, lambda d: 5) == [True, True, True]
     assert judged(lambda d: 5, lambda d: d**0.5) == [None, False, False]
@@ -513,13 +608,18 @@ def made_up_ladder(mixed, split):
     """Settings and rows of a ladder: best accuracy of addition alone is 1 everywhere; of the others as given."""
     settings = replace(emergence.PRESETS["quick"], p=11, layers=(1, 1, 1), hidden=(8, 16, 32), data=60, memorize=(20,))
     best = {(0, False): (1, 1, 1), (20, False): mixed, (20, True): split}
-    return settings, [{**common.asdict(run), "params": common.parameters(run), "circuit_share": 0.5, "val_loss": 1.0, "val_acc": 0.5, "best_val_acc_unmirrored": 1.0, "memorize_acc": 0.9,
-                       "best_val_acc_memorized": best[run.memorize, run.split][settings.hidden.index(run.hidden)]} for run in emergence.grid(settings)]
+    same = {"circuit_share": 0.5, "val_loss": 1.0, "val_acc": 0.5, "best_val_acc_unmirrored": 1.0, "memorize_acc": 0.9}
+    return settings, [{**common.asdict(run), "params": common.parameters(run), **same,
+                       "best_val_acc_memorized": best[run.memorize, run.split][settings.hidden.index(run.hidden)]}
+                      for run in emergence.grid(settings)]
 
 
 @pytest.mark.parametrize("mixed, split, verdicts", [
-    ((0.02, 0.02, 0.95), (0.02, 0.95, 1), (True, True, True)), ((None, 0.05, 0.3), (None, 0.04, 0.3), (True, None, None)),
-    ((None, None, None), (None, None, 1), (None, None, True)), ((1, 1, 1), (1, 1, 1), (False, None, False)), ((0.3, 0.95, 0.95), (0.1, 0.1, 0.95), (False, True, False))])
+    ((0.02, 0.02, 0.95), (0.02, 0.95, 1), (True, True, True)),
+    ((None, 0.05, 0.3), (None, 0.04, 0.3), (True, None, None)),
+    ((None, None, None), (None, None, 1), (None, None, True)),
+    ((1, 1, 1), (1, 1, 1), (False, None, False)),
+    ((0.3, 0.95, 0.95), (0.1, 0.1, 0.95), (False, True, False))])
 def test_emergence_can_come_out_either_way(mixed, split, verdicts):
     claims = {c["claim"]: c for c in emergence.judge(*made_up_ladder(mixed, split), {})}
     names = ("fig 8: beside 20 memorized labels addition fails", "fig 8: larger models generalize again (0.9)",
@@ -527,7 +627,9 @@ def test_emergence_can_come_out_either_way(mixed, split, verdicts):
     assert tuple(claims[name]["holds"] for name in names) == verdicts
     assert emergence.draw(*made_up_ladder(mixed, split), {})
     settings, rows = made_up_ladder((0.02, 0.02, 0.95), (1, 1, 1))
-    assert emergence.threshold(rows, 0.9, 20, False) == common.parameters(emergence.grid(settings)[6]) and emergence.threshold(rows, 0.9, 0, False) < emergence.threshold(rows, 0.9, 20, False)
+    beside = emergence.threshold(rows, 0.9, 20, False)
+    assert beside == common.parameters(emergence.grid(settings)[6])
+    assert emergence.threshold(rows, 0.9, 0, False) < beside
 
 
 def test_accuracy_near_zero_counts_whether_or_not_the_memorization_is_known():
@@ -538,7 +640,8 @@ def test_accuracy_near_zero_counts_whether_or_not_the_memorization_is_known():
         small[0].update(best_val_acc_unmirrored=accuracy, memorize_acc=None)
         small[1].update(best_val_acc_unmirrored=0.05), small[2].update(best_val_acc_unmirrored=0.02)
         fails, again = emergence.judge_suppression(settings, rows)
-        assert (fails["holds"], again["holds"]) == ((True, True) if accuracy else (False, None)) and ("labels 0.90" in fails["measured"]) == bool(accuracy)
+        assert (fails["holds"], again["holds"]) == ((True, True) if accuracy else (False, None))
+        assert ("labels 0.90" in fails["measured"]) == bool(accuracy)
 
 
 def test_that_no_size_suffices_is_a_no_only_far_beyond_the_ratio_of_the_paper():
@@ -552,7 +655,8 @@ def test_that_no_size_suffices_is_a_no_only_far_beyond_the_ratio_of_the_paper():
 def test_deep_and_wide_models_learn_slower_and_decay_as_fast():
     runs = emergence.grid(emergence.PRESETS["paper"])
     assert all(run.lr * run.weight_decay == pytest.approx(5e-3) for run in runs)
-    assert {run.lr for run in runs if run.layers * run.hidden <= 256} == {5e-3} and min(run.lr for run in runs) == pytest.approx(5e-3 / 32)
+    assert {run.lr for run in runs if run.layers * run.hidden <= 256} == {5e-3}
+    assert min(run.lr for run in runs) == pytest.approx(5e-3 / 32)
 
 
 def test_a_deep_model_learns():
@@ -582,28 +686,33 @@ def test_squared_circuit_with_a_sum_that_no_validation_pair_has():
 def made_up_rows(dip_small, dip_large, dip_squared):
     """Rows whose curves dip or not, and curves for nothing else."""
     def line(task, data, hidden, value, seed):
-        return {"task": task, "data": data, "hidden": hidden, "seed": seed, "val_acc_unmirrored": value, "val_acc": value, "dynamic": "grokking", "p": 11}
+        return {"task": task, "p": 11, "data": data, "hidden": hidden, "seed": seed,
+                "val_acc_unmirrored": value, "val_acc": value, "dynamic": "grokking"}
+    lines = (("addition", 40, dip_small), ("addition", 60, dip_large), ("squared_addition", 60, dip_squared))
     return [line(task, data, hidden, 0.02 if dips and hidden == 16 else value, seed) for seed in range(3)
-            for task, data, dips in (("addition", 40, dip_small), ("addition", 60, dip_large), ("squared_addition", 60, dip_squared))
-            for hidden, value in ((4, 0.5), (8, 0.7), (16, 0.8), (32, 1.0))]
+            for task, data, dips in lines for hidden, value in ((4, 0.5), (8, 0.7), (16, 0.8), (32, 1.0))]
+
+
+DIPS = replace(double_descent.PRESETS["quick"], p=11, hidden=(4, 8, 16, 32), data=(40, 60), squared_data=(60,))
 
 
 def test_a_curve_with_a_cell_that_diverged_is_labelled_where_it_is_known(monkeypatch):
-    settings = replace(double_descent.PRESETS["quick"], p=11, seeds=3, hidden=(4, 8, 16, 32), data=(40, 60), squared_data=(60,))
     rows = made_up_rows(True, False, True)
     for line in rows:
         line["train_acc"] = 1.0
         if (line["task"], line["data"], line["hidden"]) == ("addition", 40, 8):
             line.update(val_acc_unmirrored=None, dynamic="diverged")
-    figure = double_descent.draw(settings, rows, {})["double_descent.png"]
+    figure = double_descent.draw(replace(DIPS, seeds=3), rows, {})["double_descent.png"]
     places = [text.xy for axis in figure.axes for text in axis.texts]
     assert len(places) >= 3 and np.isfinite(places).all()
 
 
-@pytest.mark.parametrize("dips, verdicts", [((True, False, True), (True, True)), ((True, True, True), (False, False)), ((False, False, False), (False, False))])
+@pytest.mark.parametrize("dips, verdicts", [
+    ((True, False, True), (True, True)),
+    ((True, True, True), (False, False)),
+    ((False, False, False), (False, False))])
 def test_predictions_can_come_out_either_way(dips, verdicts):
-    settings = replace(double_descent.PRESETS["quick"], p=11, hidden=(4, 8, 16, 32), data=(40, 60), squared_data=(60,))
-    claims = double_descent.judge(settings, made_up_rows(*dips), {})
+    claims = double_descent.judge(DIPS, made_up_rows(*dips), {})
     assert [c["holds"] for c in claims[:2]] == list(verdicts)
 
 
@@ -621,15 +730,18 @@ def finished(tmp_path_factory):
 
 def test_outputs(finished):
     out, done = finished
-    assert {p.name for p in out.iterdir()} == {"cache", "runs.csv", "curves.npz", "summary.json", "dynamics.png", "progression.png"}
+    files = "cache runs.csv curves.npz summary.json dynamics.png progression.png"
+    assert {p.name for p in out.iterdir()} == set(files.split())
     rows, curves = common.read_results(out)
-    columns = ("experiment task p layers hidden params data memorize split seed steps lr weight_decay train_acc val_acc val_acc_unmirrored train_loss"
-               " val_loss best_val_acc memorized_at generalized_at dynamic norm").split()
-    assert len(rows) == 8 and set(columns) <= set(rows[0])
+    columns = ("experiment task p layers hidden params data memorize split seed steps lr weight_decay train_acc val_acc"
+               " val_acc_unmirrored train_loss val_loss best_val_acc memorized_at generalized_at dynamic norm")
+    assert len(rows) == 8 and set(columns.split()) <= set(rows[0])
     assert curves["train_acc"].shape == curves["step"].shape and curves["step"].shape[0] == 8 and curves["step"][0, -1] == 30
-    assert rows[0]["params"] == common.parameters(Run("addition", 11, 4, 60, 0, 1, 1, 1)) and rows[0]["train_acc"] == pytest.approx(curves["train_acc"][0, -1])
+    assert rows[0]["params"] == common.parameters(Run("addition", 11, 4, 60, 0, 1, 1, 1))
+    assert rows[0]["train_acc"] == pytest.approx(curves["train_acc"][0, -1])
     summary = json.loads((out / "summary.json").read_text())
-    assert {"command", "configuration", "python", "torch", "numpy", "device", "seconds", "run_steps_per_second", "claims"} <= set(summary)
+    entries = "command configuration python torch numpy device seconds run_steps_per_second claims"
+    assert set(entries.split()) <= set(summary)
     assert all(set(c) == {"claim", "paper", "measured", "holds"} for c in summary["claims"]) and "holds" in done.stdout
 
 
@@ -644,8 +756,7 @@ def test_fresh_forgets_old_results(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "out")
     both = here(*TINY, "--seeds", 2, "--out", tmp_path / "out", "--fresh", "--plot-only")
     assert both.returncode == 2 and "--fresh" in both.stderr and (tmp_path / "out" / "runs.csv").exists()
-    stop = subprocess.run([sys.executable, "-c", INTERRUPTED.format(call=2, how="SIGINT"), *TINY, "--seeds", "1", "--out", tmp_path / "out", "--fresh"],
-                          capture_output=True, cwd=HERE)
+    stop = interrupted(2, "SIGINT", *TINY, "--seeds", 1, "--out", tmp_path / "out", "--fresh")
     assert stop.returncode == 130 and not (tmp_path / "out" / "runs.csv").exists()
 
 
@@ -655,7 +766,8 @@ def test_same_command_same_bytes_and_finished_runs_are_not_repeated(finished, tm
     assert command(*TINY, "--seeds", 2, "--out", tmp_path / "again").returncode == 0
     assert (tmp_path / "again" / "runs.csv").read_bytes() == before
     assert here(*TINY, "--seeds", 2, "--out", out).returncode == 0
-    assert (out / "runs.csv").read_bytes() == before and json.loads((out / "summary.json").read_text())["seconds"] == first["seconds"]
+    assert (out / "runs.csv").read_bytes() == before
+    assert json.loads((out / "summary.json").read_text())["seconds"] == first["seconds"]
 
 
 @pytest.mark.parametrize("content", [None, "", "{}"])
@@ -664,7 +776,7 @@ def test_plot_only_without_a_whole_summary(finished, tmp_path, content):
     path = tmp_path / "out" / "summary.json"
     path.unlink() if content is None else path.write_text(content)
     done = here(*TINY, "--hidden", 8, 4, 4, 4, "--out", tmp_path / "out", "--plot-only")
-    assert done.returncode == 2 and "--plot-only" in done.stderr and done.stderr.count("\n") == 1
+    one_clear_line(done, "--plot-only")
     assert path.exists() == (content is not None) and (content is None or path.read_text() == content)
 
 
@@ -680,7 +792,8 @@ def test_plot_only_redraws_and_touches_nothing_else(finished, tmp_path):
 
 def test_progression_that_starts_at_once_is_counted():
     steps = np.array([[0, 5, 10]] * 3)
-    curves = {name: np.ones((3, 3)) for name in ("train_acc", "val_acc_unmirrored", "norm", "circuit_share", "memory_acc")} | {"step": steps}
+    names = ("train_acc", "val_acc_unmirrored", "norm", "circuit_share", "memory_acc")
+    curves = {name: np.ones((3, 3)) for name in names} | {"step": steps}
     history = {name: np.tile(values, (4, 1)) for name, values in curves.items()}
     settings = replace(grok.PRESETS["quick"], hidden=(4, 8, 12, 16), data=(40,) * 4)
     rows = [{"hidden": hidden, "data": 40, "dynamic": "progression"} for hidden in settings.hidden for _ in range(3)]
@@ -695,7 +808,7 @@ def test_plot_only_of_damaged_results(finished, tmp_path, name):
     for part in (whole[:len(whole) // 2], b""):
         (tmp_path / "out" / name).write_bytes(part)
         done = here(*TINY, "--seeds", 2, "--out", tmp_path / "out", "--plot-only")
-        assert done.returncode == 2 and "--plot-only" in done.stderr and done.stderr.count("\n") == 1
+        one_clear_line(done, "--plot-only")
 
 
 def test_results_of_another_configuration_are_kept(finished):
@@ -705,7 +818,7 @@ def test_results_of_another_configuration_are_kept(finished):
     other, again = here(*TINY, "--seeds", 1, "--out", out), here(*TINY, "--seeds", 2, "--out", out, "--plot-only")
     gc.enable()
     assert again.returncode == 0
-    assert other.returncode == 2 and "--out" in other.stderr and "seeds = 2, not 1" in other.stderr and other.stderr.count("\n") == 1
+    one_clear_line(other, "--out", "seeds = 2, not 1")
     assert (out / "runs.csv").read_bytes() == before
 
 
@@ -715,8 +828,10 @@ def test_damaged_cache_is_named_and_computed_again(finished):
     file = next((out / "cache").glob("population-*.pt"))
     whole = file.read_bytes()
     with zipfile.ZipFile(file) as archive:
-        record = max((archive.read(name) for name in archive.namelist() if "/data/" in name), key=lambda tensor: len(set(tensor)))
-    for damaged in (whole[:200], whole.replace(record, bytes([record[0] ^ 1]) + record[1:])):      # cut short; one bit of a tensor changed
+        tensors = [archive.read(name) for name in archive.namelist() if "/data/" in name]
+    record = max(tensors, key=lambda tensor: len(set(tensor)))
+    flipped = bytes([record[0] ^ 1]) + record[1:]
+    for damaged in (whole[:200], whole.replace(record, flipped)):      # cut short; one bit of a tensor changed
         file.write_bytes(damaged)
         done = here(*TINY, "--seeds", 2, "--out", out)
         assert done.returncode == 0 and file.name in done.stderr and (out / "runs.csv").read_bytes() == before
@@ -728,12 +843,15 @@ def test_two_processes_with_the_same_out(finished):
     lock.execute("BEGIN EXCLUSIVE")
     second = here(*TINY, "--seeds", 2, "--out", out)
     lock.close()
-    assert second.returncode == 2 and "in use" in second.stderr and second.stderr.count("\n") == 1
+    one_clear_line(second, "in use")
 
 
 def test_full_disk_ends_in_one_line(tmp_path):
     resource = pytest.importorskip("resource")
-    done = command(*TINY, "--out", tmp_path / "out", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)))
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+    done = command(*TINY, "--out", tmp_path / "out", preexec_fn=small_files)
     assert done.returncode == 1 and "--out" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
@@ -753,10 +871,14 @@ grok.main()
 """
 
 
+def interrupted(call, how, *arguments, script="grok"):
+    """Run a script that sends itself the signal when it writes its call-th file."""
+    return python("-c", INTERRUPTED.format(call=call, how=how).replace("grok", script), *arguments)
+
+
 def test_killed_at_any_moment_the_same_command_goes_on_to_the_same_bytes(finished, tmp_path):
     for call, how, status in ((30, "SIGINT", 130), (8, "SIGKILL", -9)):
-        done = subprocess.run([sys.executable, "-c", INTERRUPTED.format(call=call, how=how), *TINY, "--seeds", "2", "--out", tmp_path],
-                              capture_output=True, text=True, cwd=HERE)
+        done = interrupted(call, how, *TINY, "--seeds", 2, "--out", tmp_path)
         assert done.returncode == status and (how == "SIGKILL" or "goes on" in done.stderr.splitlines()[-1])
         assert list(tmp_path.glob("cache/unfinished-*.pt")) and not (tmp_path / "runs.csv").exists()
     assert here(*TINY, "--seeds", 2, "--out", tmp_path).returncode == 0
@@ -765,15 +887,18 @@ def test_killed_at_any_moment_the_same_command_goes_on_to_the_same_bytes(finishe
 
 
 def test_double_descent_by_its_command_line(tmp_path):
-    arguments = ["--device", "cpu", "--p", 11, "--seeds", 2, "--steps", 20, "--hidden", 4, 8, 12, "--data", 40, 60, "--squared-data", 60]
+    arguments = ["--device", "cpu", "--p", 11, "--seeds", 2, "--steps", 20, "--hidden", 4, 8, 12,
+                 "--data", 40, 60, "--squared-data", 60]
     done = here(*arguments, "--out", tmp_path, script=double_descent)
     rows, _ = common.read_results(tmp_path)
-    assert done.returncode == 0 and len(rows) == 18 and (tmp_path / "double_descent.png").exists() and "prediction 2" in done.stdout
+    assert done.returncode == 0 and len(rows) == 18
+    assert (tmp_path / "double_descent.png").exists() and "prediction 2" in done.stdout
     assert {(line["task"], line["data"]) for line in rows} == {("addition", 40), ("addition", 60), ("squared_addition", 60)}
 
 
 def test_phase_by_its_command_line(tmp_path):
-    arguments = ["--device", "cpu", "--p", 11, "--seeds", 2, "--steps", 20, "--hidden", 8, 4, "--data", 60, 40, "--ungrok-hidden", 8, "--ungrok-data", 20]
+    arguments = ["--device", "cpu", "--p", 11, "--seeds", 2, "--steps", 20, "--hidden", 8, 4, "--data", 60, 40,
+                 "--ungrok-hidden", 8, "--ungrok-data", 20]
     done = here("phase", *arguments, "--out", tmp_path)
     rows, curves = common.read_results(tmp_path)
     assert done.returncode == 0, done.stderr
@@ -784,9 +909,9 @@ def test_phase_by_its_command_line(tmp_path):
 
 
 def test_emergence_by_its_command_line_killed_inside_a_run(tmp_path):
-    arguments = ["--device", "cpu", "--threads", "1", "--p", "11", "--seeds", "2", "--steps", "20", "--layers", "1", "2", "--hidden", "4", "8",
-                 "--data", "60", "--memorize", "20", "30"]
-    killed = subprocess.run([sys.executable, "-c", INTERRUPTED.format(call=9, how="SIGKILL").replace("grok", "emergence"), *arguments, "--out", tmp_path / "killed"], cwd=HERE)
+    arguments = ["--device", "cpu", "--threads", 1, "--p", 11, "--seeds", 2, "--steps", 20,
+                 "--layers", 1, 2, "--hidden", 4, 8, "--data", 60, "--memorize", 20, 30]
+    killed = interrupted(9, "SIGKILL", *arguments, "--out", tmp_path / "killed", script="emergence")
     assert killed.returncode == -9 and list(tmp_path.glob("killed/cache/unfinished-*.pt"))
     for out in ("killed", "whole"):
         done = here(*arguments, "--out", tmp_path / out, script=emergence)
@@ -798,8 +923,8 @@ def test_emergence_by_its_command_line_killed_inside_a_run(tmp_path):
 
 
 def test_two_ranks_give_the_results_of_one_process(finished, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "--", HERE / "grok.py"]
-    done = subprocess.run([*launch, *TINY, "--seeds", "2", "--out", tmp_path / "two"], capture_output=True, text=True, cwd=HERE)
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "--", HERE / "grok.py"]
+    done = python(*launch, *TINY, "--seeds", 2, "--out", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "two" / "runs.csv").read_bytes() == (finished[0] / "runs.csv").read_bytes()
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["runs_trained"] == 8
@@ -819,15 +944,17 @@ def test_out_of_memory_packs_less(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments, named", [
-    (["--p", "1"], "--p"), (["--p", "x"], "--p"), (["--seeds", "0"], "--seeds"), (["--steps", "0"], "--steps"), (["--lr", "0"], "--lr"),
-    (["--lr", "nan"], "--lr"), (["--weight-decay", "-1"], "--weight-decay"), (["--loss", "mse"], "--loss"), (["--device", "abacus"], "--device"),
-    (["--device", "cuda:99"], "--device"), (["--scale", "huge"], "--scale"), (["--sedes", "3"], "--sedes"), (["--seed", "3"], "--seed"), (["--device", "meta"], "--device"), (["--threads", "0"], "--threads"),
-    (["--p", "5"], "--p 5"), (["--p", "11", "--data", "121", "60", "60", "60"], "D = 121"), (["--hidden", "6", "8", "8", "8"], "heads"), (["--hidden", "8"], "--hidden"), (["--out", "/dev/null/x"], "--out"),
-    (["--out", "README.md"], "--out")])
+    (["--p", "1"], "--p"), (["--p", "x"], "--p"), (["--seeds", "0"], "--seeds"), (["--steps", "0"], "--steps"),
+    (["--lr", "0"], "--lr"), (["--lr", "nan"], "--lr"), (["--weight-decay", "-1"], "--weight-decay"),
+    (["--loss", "mse"], "--loss"), (["--device", "abacus"], "--device"), (["--device", "cuda:99"], "--device"),
+    (["--scale", "huge"], "--scale"), (["--sedes", "3"], "--sedes"), (["--seed", "3"], "--seed"),
+    (["--device", "meta"], "--device"), (["--threads", "0"], "--threads"), (["--p", "5"], "--p 5"),
+    (["--p", "11", "--data", "121", "60", "60", "60"], "D = 121"), (["--hidden", "6", "8", "8", "8"], "heads"),
+    (["--hidden", "8"], "--hidden"), (["--out", "/dev/null/x"], "--out"), (["--out", "README.md"], "--out")])
 def test_bad_options_end_in_one_line_before_any_work(arguments, named, tmp_path, monkeypatch):
     monkeypatch.setattr(common, "sweep", lambda *_: pytest.fail("work began"))
-    done = here("--device", "cpu", "--out", tmp_path / "out", *arguments)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and named in done.stderr and not (tmp_path / "out" / "runs.csv").exists()
+    one_clear_line(here("--device", "cpu", "--out", tmp_path / "out", *arguments), named)
+    assert not (tmp_path / "out" / "runs.csv").exists()
 
 
 def test_another_name_of_the_cpu_is_the_cpu():
@@ -838,12 +965,13 @@ def test_another_name_of_the_cpu_is_the_cpu():
 
 @pytest.mark.parametrize("arguments, script, named", [
     (["phaze"], grok, "phaze"), (["--seeds", "2", "phase"], grok, "phase"), (["phase", "--data", "60"], grok, "--data"),
-    (["--layers", "1"], emergence, "--layers"), (["--memorize", "0"], emergence, "--memorize"), (["--memorize", "5000"], emergence, "memorize"),
-    (["--precision", "half"], emergence, "--precision"), (["--hidden", "8", "8", "8", "6"], emergence, "heads")])
+    (["--layers", "1"], emergence, "--layers"), (["--memorize", "0"], emergence, "--memorize"),
+    (["--memorize", "5000"], emergence, "memorize"), (["--precision", "half"], emergence, "--precision"),
+    (["--hidden", "8", "8", "8", "6"], emergence, "heads")])
 def test_bad_options_of_the_other_experiments(arguments, script, named, tmp_path, monkeypatch):
     monkeypatch.setattr(common, "sweep", lambda *_: pytest.fail("work began"))
-    done = here(*arguments, "--device", "cpu", "--out", tmp_path / "out", script=script)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and named in done.stderr and not (tmp_path / "out" / "runs.csv").exists()
+    one_clear_line(here(*arguments, "--device", "cpu", "--out", tmp_path / "out", script=script), named)
+    assert not (tmp_path / "out" / "runs.csv").exists()
 
 
 def test_grokking_at_tiny_scale():
@@ -851,7 +979,8 @@ def test_grokking_at_tiny_scale():
     history = common.train([run, replace(run, seed=1)], "cpu")
     for i in range(2):
         line = common.row(run, {k: v[i].numpy() for k, v in history.items()})
-        assert line["dynamic"] == "grokking" and line["generalized_at"] > 5 * line["memorized_at"] and line["circuit_share"] > 0.5
+        assert line["dynamic"] == "grokking" and line["generalized_at"] > 5 * line["memorized_at"]
+        assert line["circuit_share"] > 0.5
 
 
 def test_runs_that_diverge_are_named_and_the_rest_is_drawn_and_judged(tmp_path):
@@ -864,7 +993,8 @@ def test_runs_that_diverge_are_named_and_the_rest_is_drawn_and_judged(tmp_path):
 
 
 def test_script_metadata_equals_requirements():
-    wanted = [line.strip() for line in (HERE / "requirements.txt").read_text().splitlines() if line.strip() and not line.startswith("#")]
+    lines = (HERE / "requirements.txt").read_text().splitlines()
+    wanted = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     for script in SCRIPTS:
         block = re.search(r"(?m)^# /// script\n((?:#.*\n)+?)# ///$", (HERE / script).read_text()).group(1)
         listed = json.loads(re.search(r"dependencies = (\[.*\])", block).group(1))
@@ -876,19 +1006,24 @@ REFERENCES = ["grok-paper", "grok-phase-small", "double_descent-paper", "double_
 
 def results_table():
     """The README's table of claims, from the summary.json files in figures/; python test_all.py writes it there."""
-    verdicts, lines = {"paper": Counter(), "other": Counter()}, ["| claim | paper | measured | holds |", "| --- | --- | --- | --- |"]
+    verdicts = {"paper": Counter(), "other": Counter()}
+    lines = ["| claim | paper | measured | holds |", "| --- | --- | --- | --- |"]
     for folder in REFERENCES:
         summary = json.loads((HERE / "figures" / folder / "summary.json").read_text())
         made, command = summary["configuration"], re.sub(r" --(threads|out) \S+", "", summary["command"])
         side = f" ({made['side_seeds']} for the capacity and for going on with less)" if "side_seeds" in made else ""
-        lines.append(f"| **`python {command}`** (p = {made['p']}, {made['seeds']} seeds{side}, {made['steps']:,} steps, {summary['device']}, torch {summary['torch']}) | | | |")
+        how = (f"p = {made['p']}, {made['seeds']} seeds{side}, {made['steps']:,} steps, {summary['device']},"
+               f" torch {summary['torch']}")
+        lines.append(f"| **`python {command}`** ({how}) | | | |")
         for c in summary["claims"]:
             if c["holds"] is not None or c["paper"] != "-" and not c["claim"].startswith("in the zone"):
                 verdict = {True: "yes", False: "**no**", None: "undecided"}[c["holds"]]
                 verdicts["other" if c["paper"].startswith(("-", "(")) else "paper"][verdict] += 1
                 lines.append(f"| {c['claim']} | {c['paper']} | {c['measured']} | {verdict} |")
-    paper, other = (", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()) for counts in verdicts.values())
-    return "\n".join([*lines, f"| **the paper's claims in all** | | | {paper} |", f"| not the paper's (in brackets) | | | {other} |"]) + "\n"
+    for whose, counts in zip(("**the paper's claims in all**", "not the paper's (in brackets)"), verdicts.values()):
+        in_all = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+        lines.append(f"| {whose} | | | {in_all} |")
+    return "\n".join(lines) + "\n"
 
 
 def test_readme_tells_what_the_reference_results_say():
@@ -896,8 +1031,10 @@ def test_readme_tells_what_the_reference_results_say():
 
 
 def test_readme_quotes_the_code_and_shows_figures_that_are_there():
-    readme, code = (HERE / "README.md").read_text(), {line.strip() for script in SCRIPTS for line in (HERE / script).read_text().splitlines()}
-    quoted = [line.strip() for block in re.findall(r"```python\n(.*?)```", readme, re.S) for line in block.splitlines() if line.strip()]
+    readme = (HERE / "README.md").read_text()
+    code = {line.strip() for script in SCRIPTS for line in (HERE / script).read_text().splitlines()}
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.S)
+    quoted = [line.strip() for block in blocks for line in block.splitlines() if line.strip()]
     figures = re.findall(r"\]\((figures/[^)]+)\)", readme)
     assert quoted and set(quoted) <= code and figures and all((HERE / figure).exists() for figure in figures)
 
@@ -906,11 +1043,13 @@ def test_readme_quotes_the_code_and_shows_figures_that_are_there():
 def test_names_of_a_script_stand_in_common_or_are_its_own(script):
     """Pasted behind common.py without its import lines, a script misses no name and overwrites none."""
     body = ast.parse((HERE / script).read_text()).body
-    imported = {alias.asname or alias.name for node in body if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}
+    imports = [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    imported = {alias.asname or alias.name for node in imports for alias in node.names}
     defined = {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    defined |= {target.id for node in body if isinstance(node, ast.Assign) for target in node.targets if isinstance(target, ast.Name)}
+    targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
+    defined |= {target.id for target in targets if isinstance(target, ast.Name)}
     assert imported <= set(vars(common)) and not defined & set(vars(common))
-    assert all(node.lineno == node.end_lineno for node in body if isinstance(node, (ast.Import, ast.ImportFrom)))
+    assert all(node.lineno == node.end_lineno for node in imports)
 
 
 def test_pasted_into_one_notebook(tmp_path, monkeypatch):
@@ -925,8 +1064,9 @@ def test_pasted_into_one_notebook(tmp_path, monkeypatch):
     try:
         exec(source, cell)
         exec(script.replace("main()\n", "", 0).replace('if __name__ == "__main__":\n    main()', ""), cell)
-        small = {"quick": cell["Cells"](p=11, seeds=1, steps=20, lr=1e-2, weight_decay=1.0, hidden=(4, 8, 8, 16), data=(60, 40, 50, 50))}
-        cell["PRESETS"].update(small)
+        small = cell["Cells"](p=11, seeds=1, steps=20, lr=1e-2, weight_decay=1.0,
+                              hidden=(4, 8, 8, 16), data=(60, 40, 50, 50))
+        cell["PRESETS"].update(quick=small)
         cell["main"]()
     finally:
         sys.modules["__main__"] = main
@@ -941,4 +1081,5 @@ def test_benchmark_prints_json_last():
 
 if __name__ == "__main__":
     readme = HERE / "README.md"
-    readme.write_text(re.sub(r"\| claim \| paper \| measured \| holds \|\n(\|.*\n)+", lambda _: results_table(), readme.read_text(), count=1))
+    table = r"\| claim \| paper \| measured \| holds \|\n(\|.*\n)+"
+    readme.write_text(re.sub(table, lambda _: results_table(), readme.read_text(), count=1))
