@@ -209,7 +209,7 @@ class Inputs:
             parts, = (place % longest == 0).nonzero(as_tuple=True)                            # where each part begins
             self.inverse = examples, parts, torch.arange(len(parts), device=device), torch.searchsorted(row[parts], rows)
         minus = tokens[..., 1] == run.p + 2
-        self.share = torch.stack([~minus, minus], -1).float() if run.split else None          # (R, N, 2)
+        self.serves = torch.stack([~minus, minus], -1).float() if run.split else None         # (R, N, 2)
 
 
 class Block(nn.Module):
@@ -263,17 +263,17 @@ class Block(nn.Module):
         read, weight = total.split([rows.shape[-1], self.heads], -1)
         return Ratio.apply(read.unflatten(-1, (self.heads, -1)), weight).flatten(-2)
 
-    def add(self, x, read, share):
+    def add(self, x, read, serves):
         """The residual stream x (R, n or 1, d) after read (R, n, d) from attention and the feed-forward layer.
 
-        n counts examples, or each of their positions. share (R, N, 2), if not None: which half of the units serves an example.
+        n counts examples, or each of their positions. serves (R, N, 2), if not None: which half of the units serves an example.
         """
         x = torch.baddbmm(x, read, self.output)
         units = torch.baddbmm(self.mlp_in_bias[:, None], x, self.mlp_in)                      # (R, n, 4d)
         units = F.relu(units) if torch.compiler.is_compiling() else ReLU.apply(units)         # the compiler fuses the plain one
-        if share is not None:
-            halves = units.view(*share.shape[:2], -1, 2, units.shape[-1] // 2)                # (R, N, T or 1, 2, 2d)
-            units = (halves * share[:, :, None, :, None]).view_as(units)
+        if serves is not None:
+            halves = units.view(*serves.shape[:2], -1, 2, units.shape[-1] // 2)               # (R, N, T or 1, 2, 2d)
+            units = (halves * serves[:, :, None, :, None]).view_as(units)
         return torch.baddbmm(x + self.mlp_out_bias[:, None], units, self.mlp_out)
 
 
@@ -302,7 +302,7 @@ class Transformer(nn.Module):
             table = (self.embed[:, None] + self.position[:, :-1, None]).flatten(1, 2)         # (R, (T-1) * vocabulary, d)
             equals = self.embed[:, self.equals, None] + self.position[:, -1:]                 # (R, 1, d)
             read = self.blocks[0].attention_by_table(table, equals, inputs)
-            return self.blocks[0].add(equals, read, inputs.share) @ self.unembed
+            return self.blocks[0].add(equals, read, inputs.serves) @ self.unembed
         r, n, t = inputs.tokens.shape
         own = torch.arange(r, device=self.embed.device)[:, None, None] * self.embed.shape[1]
         x = F.embedding(inputs.tokens + own, self.embed.flatten(0, 1)) + self.position[:, None]    # (R, N, T, d)
@@ -310,7 +310,7 @@ class Transformer(nn.Module):
             last = block is self.blocks[-1] and not textbook
             read = block.attention(x, last, textbook).flatten(1, 2)
             x = (x[:, :, -1:] if last else x).flatten(1, 2)                                   # (R, N*T, d)
-            x = block.add(x, read, inputs.share).unflatten(1, (n, -1))                        # (R, N, T or 1, d)
+            x = block.add(x, read, inputs.serves).unflatten(1, (n, -1))                        # (R, N, T or 1, d)
         return x[:, :, -1] @ self.unembed
 
 
