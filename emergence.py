@@ -155,7 +155,7 @@ def draw(settings, rows, curves):
                  ylabel="best validation accuracy on addition\n(line: best seed; hollow: memorization not known)")
     accuracy.legend(fontsize=9)
     loss.axhline(np.log(settings.p), color="#999999", lw=0.8, ls="--")
-    loss.annotate("guessing, ln p", (0.01, np.log(settings.p)), xycoords=("axes fraction", "data"), va="bottom",
+    loss.annotate("guessing, ln p", (0.99, np.log(settings.p)), xycoords=("axes fraction", "data"), va="bottom", ha="right",
                   fontsize=8, color="#666666")
     loss.set_ylabel("loss on the answer,\nvalidation")
     share.set(xlabel="parameters", ylabel="generalizing circuit's\nshare of the logits")
@@ -247,14 +247,16 @@ def judge_metric(settings, rows):
     """Whether loss and circuit change more gradually with size than accuracy does (Schaeffer et al. 2023).
 
     Of the sizes at which memorization is known; all are means over seeds at the last step, of val_acc too, which is of the
-    same pairs as val_loss. Fewer than five sizes cannot tell a jump from a slope.
+    same pairs as val_loss. Fewer than five sizes cannot tell a jump from a slope, and where accuracy changes by less than
+    0.5 over all sizes there is none to explain.
     """
     known = [lines for lines in sizes(rows, settings.memorize[0], False).values() if not np.isnan(best(lines))]
     if len(known) < 3:
         return []
-    jumps = {measure: abruptness([interval([line[measure] for line in lines])[0] for lines in known])
+    means = {measure: [interval([line[measure] for line in lines])[0] for lines in known]
              for measure in ("val_acc", "val_loss", "circuit_share")}
-    unclear = len(known) < 5 or np.isnan(list(jumps.values())).any()
+    jumps = {measure: abruptness(values) for measure, values in means.items()}
+    unclear = len(known) < 5 or not np.ptp(means["val_acc"]) >= 0.5 or np.isnan(list(jumps.values())).any()
     return [claim("loss and circuit change more gradually with size than accuracy (largest step, of the whole range)",
                   "(Schaeffer et al.)", ", ".join(f"{measure} {value:.0%}" for measure, value in jumps.items()),
                   None if unclear else max(jumps["circuit_share"], jumps["val_loss"]) < jumps["val_acc"])]

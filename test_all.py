@@ -652,6 +652,17 @@ def test_that_no_size_suffices_is_a_no_only_far_beyond_the_ratio_of_the_paper():
     assert emergence.judge_suppression(settings, rows)[1]["holds"] is False
 
 
+@pytest.mark.parametrize("accuracy, holds", [
+    ((0.0, 0.0, 0.0, 1.0, 1.0), True), ((0.0, 0.2, 0.5, 0.8, 1.0), False), ((0.0, 0.0, 0.0, 0.01, 0.01), None)])
+def test_the_metric_is_judged_only_where_accuracy_changes(accuracy, holds):
+    settings = replace(emergence.PRESETS["quick"], p=11, layers=(1,) * 5, hidden=(8, 16, 32, 64, 128), data=60, memorize=(20,))
+    rows = [{**common.asdict(run), "params": common.parameters(run), "best_val_acc_memorized": 0.5, "best_val_acc_unmirrored": 0.5,
+             "val_acc": accuracy[settings.hidden.index(run.hidden)], "val_loss": -run.hidden,
+             "circuit_share": run.hidden} for run in emergence.grid(settings)]
+    metric, = emergence.judge_metric(settings, rows)
+    assert metric["holds"] is holds
+
+
 def test_deep_and_wide_models_learn_slower_and_decay_as_fast():
     runs = emergence.grid(emergence.PRESETS["paper"])
     assert all(run.lr * run.weight_decay == pytest.approx(5e-3) for run in runs)
