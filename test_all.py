@@ -1012,7 +1012,8 @@ def test_script_metadata_equals_requirements():
         assert listed == [line for line in wanted if not line.startswith("pytest")] and 'requires-python = ">=3.10"' in block
 
 
-REFERENCES = ["grok-paper", "grok-phase-small", "double_descent-paper", "double_descent-small", "emergence-small"]
+REFERENCES = ["grok-paper", "grok-phase-small", "double_descent-paper", "double_descent-small",
+              "emergence-paper", "emergence-small"]
 
 
 def results_table():
