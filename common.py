@@ -220,10 +220,10 @@ class Block(nn.Module):
 
     def __init__(self, run, draw):
         super().__init__()
-        d, added, self.heads = run.hidden, run.layers**-0.5, run.heads      # added: to the residual stream, by every layer
-        self.query, self.key, self.value, self.output = draw(d, d), draw(d, d), draw(d, d), draw(d, d, scale=added)
+        d, smaller, self.heads = run.hidden, run.layers**-0.5, run.heads
+        self.query, self.key, self.value, self.output = draw(d, d), draw(d, d), draw(d, d), draw(d, d, scale=smaller)
         self.mlp_in, self.mlp_in_bias = draw(d, 4 * d), draw(4 * d, scale=0)
-        self.mlp_out, self.mlp_out_bias = draw(4 * d, d, scale=added), draw(d, scale=0)
+        self.mlp_out, self.mlp_out_bias = draw(4 * d, d, scale=smaller), draw(d, scale=0)
 
     def attention(self, x, last, textbook=False):
         """What attention reads at every position, (R, N, T, d) -> (R, N, T, d), or at the last position only, (R, N, 1, d).
@@ -280,7 +280,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A population of transformers with learned positions and an untied unembedding (paper section 2).
 
-    runs: they share everything but the seed. Weights are normal / sqrt(hidden), what a block adds to the
+    runs: they share everything but seed and experiment. Weights are normal / sqrt(hidden), what a block adds to the
     residual stream smaller by sqrt(layers); each run's are drawn on the CPU from its own seed.
     """
 
@@ -362,7 +362,7 @@ def training_loss(logits, labels, kind):
 
 
 class Population:
-    """The data of runs that train together, on a device: they share everything but the seed."""
+    """The data of runs that train together, on a device: they share everything but seed and experiment."""
 
     def __init__(self, runs, device):
         def stack(tensors):
@@ -978,8 +978,6 @@ def set_up(options):
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
-    if options.device.startswith("cpu:"):       # another name of the same device
-        options.device = "cpu"
     if options.device == "cuda" and torch.cuda.is_available():
         options.device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     try:
@@ -987,6 +985,8 @@ def set_up(options):
     except (RuntimeError, AssertionError):
         fail(f"--device {options.device}: not a device of this machine; allowed are auto, cpu, "
              "and cuda, cuda:N or mps where there is one")
+    if options.device.startswith("cpu:"):       # another name of the same device
+        options.device = "cpu"
     options.workers = (options.threads or THREADS) if options.device == "cpu" else 1
     torch.set_num_threads(1)
     if options.device.startswith("cuda"):

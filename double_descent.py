@@ -85,7 +85,8 @@ def draw_task(top, bottom, rows, task, sizes):
                          fontsize=13, arrowprops={"arrowstyle": "->"})
     for data in means:      # label a curve where it is farthest from the others
         others = [abs(means[data] - means[other]) for other in means if other != data]
-        at = int(np.argmax(np.nan_to_num(np.min(others, 0), nan=-1))) if others else len(means[data]) // 2
+        apart = np.min(others, 0) if others else -abs(np.arange(len(hidden)) - len(hidden) // 2)
+        at = int(np.argmax(np.where(np.isfinite(means[data] + apart), apart, -np.inf)))
         top.annotate(f"D = {data}", (hidden[at], means[data][at]), (8, -16 if means[data][at] > 0.08 else 8),
                      textcoords="offset points", fontsize=11, color=shades[data])
     bottom.set_xticks(hidden, labels=map(str, hidden))

@@ -196,17 +196,17 @@ def judge_circuits(history):
     """
     grown, dropped = [], []
     for i, steps in enumerate(history["step"]):
-        share, memory = history["circuit_share"][i], history["memory_acc"][i]
-        half, risen = first_step(steps, history["val_acc_unmirrored"][i], 0.5), first_step(steps, share, share.max() / 2)
+        share, memory, jump = history["circuit_share"][i], history["memory_acc"][i], history["val_acc_unmirrored"][i]
+        jumped, risen = first_step(steps, jump, 0.5), first_step(steps, share, share.max() / 2)
         known = first_step(steps, memory, 0.5)
         forgotten = known and first_step(steps, -memory, -0.5, after=known)
-        grown.append(risen / half if half and risen else None)
-        dropped.append((forgotten or steps[-1]) / half if half and known else None)      # not by the last step: at least that
+        grown.append(risen / jumped if jumped and risen else None)
+        dropped.append((forgotten or steps[-1]) / jumped if jumped and known else None)      # not by the last step: at least that
     early = verdict("grokking: the circuit reaches half of its largest share, in % of the steps to validation 0.5",
                     "before (inferred)", grown, 1, False, "{:.0%}")
-    late = verdict("grokking: training accuracy without the circuit falls below 0.5, in % of the same steps",
-                   "after (inferred)", dropped, 1, True, "{:.0%}")
-    return [early, late | {"holds": late["holds"] or None}]
+    late = verdict("grokking: training accuracy without the circuit, a lower bound on memorization, falls below 0.5, "
+                   "in % of the same steps", "after (inferred)", dropped, 1, True, "{:.0%}")
+    return [early, late | {"holds": late["holds"] or None}]      # that the bound falls early is no evidence
 
 
 # phase: figure 1, measured
@@ -398,22 +398,22 @@ def half(lines, part):
 
 
 def by_halves(rows, now, predict):
-    """(predicted, observed) for each half of the seeds and each cell.
+    """{(half of the seeds, hidden, D): (predicted, observed)} for each cell.
 
     predict(part, index of hidden, D) is the dynamic, or None; observed is what most runs of the other half went through.
     """
-    pairs, runs = [], by_cell(plane(rows), "hidden", "data")
+    pairs, runs = {}, by_cell(plane(rows), "hidden", "data")
     for part in (0, 1):
         for i, h in enumerate(now.hidden):
             for d in now.data:
                 predicted = predict(part, i, d) if len(runs[h, d]) > 1 else None
                 if predicted:
-                    pairs.append((predicted, observed(half(runs[h, d], 1 - part))))
+                    pairs[part, h, d] = predicted, observed(half(runs[h, d], 1 - part))
     return pairs
 
 
 def zones(settings, rows, now, parts, once=False):
-    """(predicted, observed) for the zones that the curves of each half of the seeds cut the plane into.
+    """{(half of the seeds, hidden, D): (predicted, observed)} for the zones that the curves of each half cut the plane into.
 
     parts: what each half measures. once: mirrored pairs counted once.
     """
@@ -546,7 +546,7 @@ def draw_cost(axis, rows):
 
 def draw_zones(axis, settings, rows, now, parts):
     """The zone that the curves of half the seeds predict against the dynamic of the others, in cells of the diagram."""
-    pairs = Counter(zones(settings, rows, now, parts, once=True))
+    pairs = Counter(zones(settings, rows, now, parts, once=True).values())
     count = np.array([[pairs[predicted, seen] for seen in DYNAMICS] for predicted in DYNAMICS])
     axis.imshow(count, cmap="Blues", vmax=1.5 * max(1, count.max()))
     for i, j in np.ndindex(count.shape):
@@ -655,48 +655,52 @@ def judge_zones(settings, rows, now, parts):
     stand beside: what most of the first half's runs of that hidden size went through, and those of that very cell.
     """
     claims, of_size, of_cell = [], by_cell(plane(rows), "hidden"), by_cell(plane(rows), "hidden", "data")
-    by_size = share_right(by_halves(rows, now, lambda part, i, d: observed(half(of_size[(now.hidden[i],)], part))))
-    same_cell = share_right(by_halves(rows, now, lambda part, i, d: observed(half(of_cell[now.hidden[i], d], part))))
+    by_size = by_halves(rows, now, lambda part, i, d: observed(half(of_size[(now.hidden[i],)], part)))
+    same_cell = by_halves(rows, now, lambda part, i, d: observed(half(of_cell[now.hidden[i], d], part)))
     for which, once in (("", False), (", mirrored pairs counted once", True)):
         pairs = zones(settings, rows, now, parts, once)
-        right = share_right(pairs)
-        found = f"{right:.0%} of {len(pairs)} cells (hidden size {by_size:.0%}, the same cell {same_cell:.0%})"
+        right, size_right, cell_right = (share_right([each[cell] for cell in pairs]) for each in (pairs, by_size, same_cell))
+        found = f"{right:.0%} of {len(pairs)} cells (hidden size {size_right:.0%}, the same cell {cell_right:.0%})"
         claims.append(claim("fig 1: zones from half of the seeds predict the others' dynamic, in 3 of 4 cells and better "
                             f"than the hidden size alone{which}", "all", found if pairs else "one seed has no halves",
-                            right >= 0.75 and right > by_size if curves_known(now) and pairs else None))
+                            right >= 0.75 and right > size_right if curves_known(now) and pairs else None))
         for kind in DYNAMICS:
-            seen = Counter(seen for predicted, seen in pairs if predicted == kind)
-            measured = ", ".join(f"{name} {count}" for name, count in seen.most_common()) or "no cell"
-            claims.append(claim(f"in the zone of {kind}{which}", kind, measured, None))
+            seen = Counter(seen for predicted, seen in pairs.values() if predicted == kind)
+            found = ", ".join(f"{name} {count}" for name, count in seen.most_common()) or "no cell"
+            claims.append(claim(f"in the zone of {kind}{which}", kind, found, None))
     return claims
 
 
 def judge_double_descent(rows, now):
-    """The prediction from the two curves alone: double descent for D between the critical size of the largest model, where
-    that one generalizes, and the crossing; none above."""
+    """The prediction from the two curves alone: double descent for D below the crossing, and none above.
+
+    Not for D below the critical size of the largest model either: there accuracy does not come back.
+    """
     _, where = crossing(now.hidden, now.critical[0.5], now.capacity)
-    least = now.critical[0.5][0, -1]
-    low, high = np.nanpercentile(where[1:], [2.5, 97.5]) if np.isfinite(where[1:]).any() else (np.nan, np.nan)
-    expected = {d: "dip" if least < d < low else "no dip" if d > high else None for d in now.data}
+    if not np.isfinite(where[0]) or np.isnan(where[1:]).all():
+        return [claim("double descent for D below the crossing, not above", "-", "the curves do not cross in this range", None)]
+    (low, high), largest = np.nanpercentile(where[1:], [2.5, 97.5]), now.critical[0.5][:, -1]
+    expected = {d: "dip" if largest[0] < d < low else "no dip" if d > high else None for d in now.data}
     seen = {d: dip_interval(size_curve(plane(rows), "addition", d)[1])[4] for d in now.data}
     tested = {d: seen[d] == expected[d] for d in now.data if expected[d] and seen[d] != "undecided"}
     both = {expected[d] for d in tested} == {"dip", "no dip"}
-    paper, measured = (", ".join(f"{d}: {dip}" for d, dip in each.items() if dip) or "-" for each in (expected, seen))
-    return [claim(f"double descent for D from {least:.0f} (critical size of the largest model) to {where[0]:.0f} (crossing), "
-                  "not above", paper, measured, False if False in tested.values() else True if both else None)]
+    least, most = (bounded(draws, now.data).split(" [")[0] for draws in (largest, where))
+    paper, found = (", ".join(f"{d}: {dip}" for d, dip in each.items() if dip) or "-" for each in (expected, seen))
+    return [claim(f"double descent for D from {least} (critical size of the largest model) to {most} (crossing), not above",
+                  paper, found, False if False in tested.values() else True if both else None)]
 
 
 def judge_cost(rows):
     """Claims on what the two circuits cost (paper section 3), with the parameter norm at the last step as the cost."""
-    claims, middle = [], np.nan
+    claims, bound = [], np.nan
     for kind, name, paper in (("ungrokking", "memorizing", "rises"), ("grokking", "generalizing", "stays")):
         draws = cost_exponents(rows, kind)
         low, high = np.percentile(draws[1:], [2.5, 97.5]) if np.isfinite(draws).all() else (np.nan, np.nan)
         rises = beyond(0, low, high, True)
-        measured = "too few runs" if np.isnan(low) else f"{draws[0]:.2f} [{low:.2f}, {high:.2f}]"
-        claims.append(claim(f"cost of {name} more examples: exponent k in norm ~ D^k", paper, measured,
-                            rises if paper == "rises" else True if high < middle else False if rises else None))
-        middle = draws[0] / 2      # generalizing stays where its exponent is surely below half of that of memorizing
+        found = "too few runs" if np.isnan(low) else f"{draws[0]:.2f} [{low:.2f}, {high:.2f}]"
+        claims.append(claim(f"cost of {name} more examples: exponent k in norm ~ D^k", paper, found,
+                            rises if paper == "rises" else True if high < bound else False if rises else None))
+        bound = draws[0] / 2      # generalizing stays where its exponent is surely below half of that of memorizing
     less = []
     for lines in by_cell(plane(rows), "hidden", "data").values():
         grokked, memorized = ([line["norm"] for line in lines if line["dynamic"] == kind] for kind in ("grokking", "ungrokking"))

@@ -231,6 +231,13 @@ def test_loss_trained_on_and_its_gradient_equal_pytorchs():
         torch.testing.assert_close(gradient, gradients[2], rtol=1e-10, atol=1e-12)
 
 
+def test_evaluation_is_float32_whatever_the_step_was():
+    runs = runs_of(1)
+    torch.set_float32_matmul_precision("high")
+    common.evaluate(Transformer(runs), Population(runs, "cpu"))
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_bfloat16_only_when_asked_and_close_and_not_in_the_loss(monkeypatch):
     def loss(logits, *rest, real=common.training_loss):
         assert logits.dtype == torch.float32
@@ -398,6 +405,24 @@ def test_norm_change_over_the_rise():
         assert grok.norm_change(steps, unknown, norm) is None
 
 
+def grokked(circuit_at, dropped_at, jump_at=60, steps=100):
+    """A history of three runs: the circuit's share, training accuracy without it and validation accuracy jump at these steps."""
+    step = np.arange(1, steps + 1)
+    memory = (step >= 5) & (step < dropped_at)
+    values = {"step": step, "circuit_share": (step >= circuit_at) * 0.9, "memory_acc": memory * 1.0,
+              "val_acc_unmirrored": (step >= jump_at) * 1.0}
+    return {name: np.tile(each, (3, 1)) for name, each in values.items()}
+
+
+@pytest.mark.parametrize("circuit_at, dropped_at, holds", [
+    (30, 90, [True, True]), (30, 40, [True, None]), (80, 1000, [False, True])])
+def test_when_the_circuit_grows_and_memorization_is_dropped(circuit_at, dropped_at, holds):
+    """Training accuracy without the circuit is a lower bound: that it falls early proves nothing."""
+    claims = grok.judge_circuits(grokked(circuit_at, dropped_at))
+    assert [c["holds"] for c in claims] == holds
+    assert claims[0]["measured"].startswith(f"{circuit_at / 60:.0%}")
+
+
 @pytest.mark.parametrize("low, high, above, holds", [
     (0.6, 0.7, True, True), (0.6, 0.7, False, False), (0.2, 0.4, True, False), (0.2, 0.4, False, True),
     (0.4, 0.6, True, None), (math.nan, math.nan, False, None)])
@@ -518,6 +543,26 @@ def test_no_zone_where_a_curve_is_not_known():
     now = grok.measured(settings, rows, curves)
     pairs = grok.zones(settings, rows, now, grok.halves(settings, rows, curves))
     assert grok.curves_known(now) and len(pairs) == 2 * 16 - 4      # of the even seeds no zone at hidden 8
+    claims = [c for c in grok.judge_phase(settings, rows, curves) if "predict the others" in c["claim"]]
+    assert all("of 28 cells" in c["measured"] for c in claims)
+
+
+@pytest.mark.parametrize("dips_at, holds", [((400, 500), True), ((300, 400, 500), True), ((600,), False), ((400, 600), False)])
+def test_where_the_diagram_predicts_double_descent(dips_at, holds):
+    settings, rows, curves = made_up_plane(True)      # the curves cross at D = 530, and the largest model's is at 350
+    for line in grok.plane(rows):
+        shape = (0.7, 0.0, 0.0, 1.0) if line["data"] in dips_at else (0.3, 0.7, 0.9, 1.0)
+        line["val_acc_unmirrored"] = shape[settings.hidden.index(line["hidden"])]
+    dips, = grok.judge_double_descent(rows, grok.measured(settings, rows, curves))
+    assert dips["paper"] == "400: dip, 500: dip, 600: no dip" and dips["holds"] is holds
+
+
+def test_no_double_descent_is_predicted_where_the_curves_do_not_cross():
+    settings, rows, curves = made_up_plane(True)
+    now = grok.measured(settings, rows, curves)
+    now.capacity[0] = 1
+    dips, = grok.judge_double_descent(rows, now)
+    assert dips["holds"] is None and "nan" not in dips["claim"] + dips["measured"]
 
 
 def made_up_plane(agree, diverged=(), seeds=3):
@@ -632,16 +677,21 @@ def test_emergence_can_come_out_either_way(mixed, split, verdicts):
     assert emergence.threshold(rows, 0.9, 0, False) < beside
 
 
-def test_accuracy_near_zero_counts_whether_or_not_the_memorization_is_known():
+def test_accuracy_counts_only_where_the_memorization_is_known():
     settings, rows = made_up_ladder((None, None, 0.95), (1, 1, 1))
-    small = [line for line in rows if line["hidden"] == 16 and (line["memorize"], line["split"]) == (20, False)]
-    assert np.isnan(emergence.best(small))
-    for accuracy in (0.03, 0.01, None):
-        small[0].update(best_val_acc_unmirrored=accuracy, memorize_acc=None)
-        small[1].update(best_val_acc_unmirrored=0.05), small[2].update(best_val_acc_unmirrored=0.02)
-        fails, again = emergence.judge_suppression(settings, rows)
-        assert (fails["holds"], again["holds"]) == ((True, True) if accuracy else (False, None))
-        assert ("labels 0.90" in fails["measured"]) == bool(accuracy)
+    for line in rows:
+        if line["best_val_acc_memorized"] is None:
+            line["best_val_acc_unmirrored"] = 0.01
+    fails, again = emergence.judge_suppression(settings, rows)
+    assert fails["holds"] is False and "at no size" in fails["measured"] and again["holds"] is None
+
+
+def test_a_point_of_a_known_run_is_not_above_its_line():
+    settings, rows = made_up_ladder((0.02, None, 0.95), (0.1, 0.95, 1))      # best_val_acc_unmirrored is 1 throughout
+    accuracy = emergence.draw(settings, rows, {})["emergence.png"].axes[0]
+    points = [line for line in accuracy.lines if len(line.get_xdata()) == 1]
+    filled = [line.get_ydata()[0] for line in points if line.get_markerfacecolor() != "none"]
+    assert sorted(set(np.round(filled, 2))) == [0.02, 0.1, 0.95, 1] and len(points) == len(filled) + 3
 
 
 def test_that_no_size_suffices_is_a_no_only_far_beyond_the_ratio_of_the_paper():
@@ -655,8 +705,10 @@ def test_that_no_size_suffices_is_a_no_only_far_beyond_the_ratio_of_the_paper():
 @pytest.mark.parametrize("accuracy, holds", [
     ((0.0, 0.0, 0.0, 1.0, 1.0), True), ((0.0, 0.2, 0.5, 0.8, 1.0), False), ((0.0, 0.0, 0.0, 0.01, 0.01), None)])
 def test_the_metric_is_judged_only_where_accuracy_changes(accuracy, holds):
-    settings = replace(emergence.PRESETS["quick"], p=11, layers=(1,) * 5, hidden=(8, 16, 32, 64, 128), data=60, memorize=(20,))
-    rows = [{**common.asdict(run), "params": common.parameters(run), "best_val_acc_memorized": 0.5, "best_val_acc_unmirrored": 0.5,
+    settings = replace(emergence.PRESETS["quick"], p=11, layers=(1,) * 5, hidden=(8, 16, 32, 64, 128), data=60,
+                       memorize=(20,))
+    best = {"best_val_acc_memorized": 0.5, "best_val_acc_unmirrored": 0.5}
+    rows = [{**common.asdict(run), **best, "params": common.parameters(run),
              "val_acc": accuracy[settings.hidden.index(run.hidden)], "val_loss": -run.hidden,
              "circuit_share": run.hidden} for run in emergence.grid(settings)]
     metric, = emergence.judge_metric(settings, rows)
@@ -957,7 +1009,8 @@ def test_out_of_memory_packs_less(tmp_path, monkeypatch):
 @pytest.mark.parametrize("arguments, named", [
     (["--p", "1"], "--p"), (["--p", "x"], "--p"), (["--seeds", "0"], "--seeds"), (["--steps", "0"], "--steps"),
     (["--lr", "0"], "--lr"), (["--lr", "nan"], "--lr"), (["--weight-decay", "-1"], "--weight-decay"),
-    (["--loss", "mse"], "--loss"), (["--device", "abacus"], "--device"), (["--device", "cuda:99"], "--device"),
+    (["--loss", "mse"], "--loss"), (["--device", "abacus"], "--device"), (["--device", "cpu:abc"], "--device"),
+    (["--device", "cuda:99"], "--device"),
     (["--scale", "huge"], "--scale"), (["--sedes", "3"], "--sedes"), (["--seed", "3"], "--seed"),
     (["--device", "meta"], "--device"), (["--threads", "0"], "--threads"), (["--p", "5"], "--p 5"),
     (["--p", "11", "--data", "121", "60", "60", "60"], "D = 121"), (["--hidden", "6", "8", "8", "8"], "heads"),
