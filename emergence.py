@@ -3,10 +3,12 @@
 Addition is learned together with pure memorization: a + b mod p beside a - b with random labels, told apart by the
 operator token. Memorizing the labels takes a memorizing circuit anyway, and a small model then memorizes the additions
 too: addition does not generalize. Only a larger model gets there (a far larger one, says the paper): against size, the
-ability looks emergent. Where half of the feed-forward units serve one task and half the other, it appears earlier.
+ability looks emergent. Where half of the feed-forward units serve one task and half the other, it should appear earlier.
 
     python emergence.py                     a laptop's CPU, two minutes
     python emergence.py --scale small       p = 59, three seeds, about half an hour on two cores
+    python emergence.py --scale paper --layers 1 1 1 1 --hidden 8 16 32 64 --memorize 3000
+                                            p = 113, where addition is lost altogether, an hour on two cores
     python emergence.py --device cuda       p = 113, up to 8 layers of width 1024: hours, it says how many; --layers and
                                             --hidden cut the ladder of sizes, --precision tf32 or bfloat16 saves time
 
