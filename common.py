@@ -231,6 +231,7 @@ class Block(nn.Module):
         T is small, so sums over the places of the keys are faster than PyTorch's attention, which textbook takes.
         """
         def per_head(x, weight):
+            """x (R, N, T, d) times weight (R, d, d), divided among the heads."""
             return (x.flatten(1, 2) @ weight).view(*x.shape[:3], self.heads, -1)              # (R, N, T, heads, d/heads)
         query, key, value = per_head(x[:, :, -1:] if last else x, self.query), per_head(x, self.key), per_head(x, self.value)
         if textbook:
@@ -289,6 +290,7 @@ class Transformer(nn.Module):
         run, generators = runs[0], [generator(run, "weights") for run in runs]
 
         def draw(*shape, scale=1.0):
+            """A parameter (R, *shape), each run's from its own generator."""
             return nn.Parameter(torch.stack([torch.randn(shape, generator=g) for g in generators]) * scale * run.hidden**-0.5)
 
         self.equals = run.p
@@ -366,6 +368,7 @@ class Population:
 
     def __init__(self, runs, device):
         def stack(tensors):
+            """The runs' tensors as one, with the run axis in front."""
             return torch.stack(list(tensors)).to(device)
         tokens, labels = zip(*map(training_set, runs))
         self.run = run = runs[0]
@@ -461,6 +464,7 @@ def training_step(model, optimizer, data, compiled):
     precision = "high" if data.run.precision == "tf32" else "highest"
 
     def loss():
+        """Forward pass and loss."""
         with torch.autocast(data.labels.device.type, torch.bfloat16, data.run.precision == "bfloat16", cache_enabled=False):
             return training_loss(model(data.inputs).float(), data.labels, data.run.loss)
     if compiled:
@@ -468,6 +472,7 @@ def training_step(model, optimizer, data, compiled):
         loss = torch.compile(loss, dynamic=False)
 
     def step():
+        """One optimization step."""
         torch.set_float32_matmul_precision(precision)
         optimizer.zero_grad()
         loss().backward()
@@ -805,27 +810,29 @@ def size_curve(rows, task, data, measure="val_acc_unmirrored"):
     return np.array(sizes), np.array(values, dtype=float)      # None becomes NaN
 
 
-def dip(means):
-    """Depth and index of the dip of a curve (sizes,): the most that a value lies below both the best before and after it.
-
-    depth = max over i of min(max of means[:i], max of means[i+1:]) - means[i], 0 for a curve that only rises or falls.
-    """
-    means = np.asarray(means)
-    if np.isnan(means).any():
-        return math.nan, None
-    depths = [min(means[:i].max(), means[i + 1:].max()) - means[i] for i in range(1, len(means) - 1)]
-    depth = max(depths, default=0)
-    return (float(depth), depths.index(depth) + 1) if depth > 0 else (0.0, None)
-
-
 DIP = 0.2      # the depth from which on a dip is called one
+
+
+def triples(sizes):
+    """Every three of so many sizes in ascending order, their indices before, at and after: (3, triples)."""
+    return np.array(list(combinations(range(sizes), 3)), int).reshape(-1, 3).T      # none of fewer than 3 sizes
 
 
 def below(means):
     """How far values of curves (..., sizes) lie below both one before and one after, for all such triples: (..., triples)."""
-    triples = np.array(list(combinations(range(means.shape[-1]), 3)), int).reshape(-1, 3)     # none of fewer than 3 sizes
-    before, at, after = triples.T
+    before, at, after = triples(means.shape[-1])
     return np.minimum(means[..., before], means[..., after]) - means[..., at]
+
+
+def dip(means):
+    """Depth and index of the dip of a curve (sizes,): the most that a value lies below both the best before and after it.
+
+    0 and None for a curve that only rises or falls, NaN and None where a value is NaN.
+    """
+    means = np.asarray(means, dtype=float)
+    drops = below(means)
+    depth = float(drops.max(initial=0))
+    return depth, int(triples(len(means))[1][drops.argmax()]) if depth > 0 else None
 
 
 def dip_depths(values, seed=0):
@@ -899,6 +906,7 @@ def write_results(out, results):
 def read_results(out):
     """rows, a list of dicts with numbers as numbers and None for empty, and curves, {measure: (runs, evaluations)}."""
     def value(text):
+        """A cell of the table as a number where it is one, None where it is empty."""
         for kind in (int, float):
             try:
                 return kind(text)
@@ -953,6 +961,7 @@ def fail(message):
 def value_of(kind, minimum):
     """An argparse type: a finite int or float of at least minimum."""
     def parse(text):
+        """The number that a word of the command line stands for."""
         try:
             number = kind(text)
         except ValueError:
@@ -1097,6 +1106,7 @@ def print_table(lines):
 def print_results(rows, claims):
     """A line for each cell of the grid, a line for each run that diverged, and the verdicts."""
     def mean(cell, name):
+        """The mean of a measure over the runs of a cell that have it, as text."""
         values = [line[name] for line in cell if line[name] is not None]
         return f"{np.mean(values):.3g}" if values else "-"
     names = [name for name in ("experiment", "task", "layers", "hidden", "data", "first_data", "memorize", "split")
@@ -1192,6 +1202,7 @@ def seconds_per_call(functions, device, rounds):
     CPU time of the process on a CPU (all threads), wall-clock time elsewhere.
     """
     def clock():
+        """Seconds, when what was started on the device is done."""
         if device.startswith("cuda"):
             torch.cuda.synchronize()
         return time.process_time() if device == "cpu" else time.perf_counter()
@@ -1212,6 +1223,7 @@ def matrix_products(run, count, device):
                 for a, b in ((d, d), (d, 4 * d), (4 * d, d), (d, p))]
 
     def multiply():
+        """Forward, and backward to the inputs and to the weights."""
         for x, weight, gradient in products:
             x @ weight, gradient @ weight.mT, x.mT @ gradient
     return multiply
@@ -1234,6 +1246,7 @@ def benchmark():
     check(runs)
 
     def step(runs, compiled=False):
+        """A training step of these runs, and its optimizer."""
         data, model = Population(runs, device), Transformer(runs).to(device)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         return training_step(model, optimizer, data, compiled), optimizer
@@ -1242,6 +1255,7 @@ def benchmark():
     optimizer = torch.optim.AdamW(model.parameters())
 
     def textbook():
+        """A training step of one model, as one would write it."""
         optimizer.zero_grad()
         F.cross_entropy(model(data.inputs, textbook=True)[0], data.labels[0]).backward()
         optimizer.step()

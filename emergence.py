@@ -167,8 +167,8 @@ def draw(settings, rows, curves):
     top.set_xlabel("layers × hidden size", fontsize=9)
     for axis in axes:
         axis.grid(alpha=0.25)
-    found = sizes(rows, settings.memorize[0], False)
-    lost = "does not" if any(best(found[params]) < FLOOR for params in held) else "learns only part of it"
+    beside = sizes(rows, settings.memorize[0], False)
+    lost = "does not" if any(best(beside[params]) < FLOOR for params in held) else "learns only part of it"
     finding = f"Beside memorization, a model that could learn addition {lost}" if held else "Addition beside memorization"
     finding += ", a larger one passes 0.5" if mixed and held and mixed > held[-1] else ""
     figure.suptitle(f"{finding}\np = {settings.p}, {settings.data} additions, {settings.seeds} seeds, {settings.steps} steps")

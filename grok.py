@@ -196,8 +196,8 @@ def judge_circuits(history):
     """
     grown, dropped = [], []
     for i, steps in enumerate(history["step"]):
-        share, memory, jump = history["circuit_share"][i], history["memory_acc"][i], history["val_acc_unmirrored"][i]
-        jumped, risen = first_step(steps, jump, 0.5), first_step(steps, share, share.max() / 2)
+        val_acc, share, memory = (history[name][i] for name in ("val_acc_unmirrored", "circuit_share", "memory_acc"))
+        jumped, risen = first_step(steps, val_acc, 0.5), first_step(steps, share, share.max() / 2)
         known = first_step(steps, memory, 0.5)
         forgotten = known and first_step(steps, -memory, -0.5, after=known)
         grown.append(risen / jumped if jumped and risen else None)
@@ -240,13 +240,13 @@ def phase_grid(settings):
     if len(set(settings.hidden)) < 2 or len(set(settings.data)) < 2:
         fail("--hidden and --data: at least two values of each are needed for a phase diagram")
     side = range(min(settings.seeds, settings.side_seeds))
-    cells = [settings.run("addition", hidden, data, seed, experiment="plane")
-             for hidden in settings.hidden for data in settings.data for seed in range(settings.seeds)]
+    diagram = [settings.run("addition", hidden, data, seed, experiment="plane")
+               for hidden in settings.hidden for data in settings.data for seed in range(settings.seeds)]
     capacity = [settings.run("random", hidden, settings.p**2, seed, experiment="capacity")
                 for hidden in settings.hidden for seed in side]
     ungrokking = [settings.run("addition", settings.ungrok_hidden, data, seed, experiment="ungrokking", steps=2 * settings.steps,
                                first_data=max(settings.data)) for data in settings.ungrok_data for seed in side]
-    return cells + capacity + ungrokking
+    return diagram + capacity + ungrokking
 
 
 def val_acc_at(rows, curves, share, **cell):
@@ -420,6 +420,7 @@ def zones(settings, rows, now, parts, once=False):
     memory = mirrored_once(now.capacity[0], settings.p) if once else now.capacity[0]
 
     def predict(part, i, d):
+        """The zone of a cell by the curves of a half."""
         low, high = (parts[part].critical[level][0, i] for level in (FLOOR, 0.9))
         return zone(d, low, high, memory[i])
     return by_halves(rows, now, predict)
@@ -582,13 +583,16 @@ def draw_phase(settings, rows, curves):
 # the claims of phase
 
 
+def in_range(value, tried):
+    """A value as text, as a bound where it leaves the range tried."""
+    if np.isnan(value):
+        return "-"
+    return f"> {tried[-1]}" if value > tried[-1] else f"< {tried[0]}" if value < tried[0] else f"{value:.0f}"
+
+
 def bounded(draws, tried):
-    """'estimate [low, high]' of draws (1 + draws,), with bounds where they leave the range tried."""
-    def text(value):
-        if np.isnan(value):
-            return "-"
-        return f"> {tried[-1]}" if value > tried[-1] else f"< {tried[0]}" if value < tried[0] else f"{value:.0f}"
-    return "{} [{}, {}]".format(*map(text, (draws[0], *np.percentile(draws[1:], [2.5, 97.5]))))
+    """'estimate [low, high]' of draws (1 + draws,), as bounds where they leave the range tried."""
+    return "{} [{}, {}]".format(*(in_range(value, tried) for value in (draws[0], *np.percentile(draws[1:], [2.5, 97.5]))))
 
 
 def judge_critical(before, now):
@@ -615,8 +619,8 @@ def judge_critical(before, now):
 
 def judge_capacity(settings, rows, curves, before, now):
     """Claims on the memorization capacity (figure 4), where it is below all pairs."""
-    partial = now.capacity[0] < 0.99 * settings.p**2
-    rise, grown = np.diff(now.capacity[0])[partial[:-1]], now.capacity[0] / before.capacity[0].clip(1) - 1
+    partly = now.capacity[0] < 0.99 * settings.p**2
+    rise, grown = np.diff(now.capacity[0])[partly[:-1]], now.capacity[0] / before.capacity[0].clip(1) - 1
     at = np.nanargmax(abs(grown)) if np.isfinite(grown).any() else 0
     claims = [claim("fig 4: memorization capacity rises with size", "rises",
                     ", ".join(f"{examples:.0f} (d = {h})" for h, examples in zip(now.hidden, now.capacity[0])),
@@ -624,7 +628,7 @@ def judge_capacity(settings, rows, curves, before, now):
               claim("capacity: change over the second half of the steps", "(converged: 2%)",
                     f"{grown[at]:+.1%} at most (d = {now.hidden[at]})",
                     None if np.isnan(grown).any() else (abs(grown) < 0.02).all())]
-    for h in now.hidden[partial]:
+    for h in now.hidden[partly]:
         params = parameters(settings.run("random", h, 1, 0))
         bits, limit = capacity_bits(settings.p, most_known(rows, curves, h)[1]), capacity_bits(settings.p, 0)
         mean, low, high = np.array(interval(bits)) / params
@@ -679,15 +683,15 @@ def judge_double_descent(rows, now):
     _, where = crossing(now.hidden, now.critical[0.5], now.capacity)
     if not np.isfinite(where[0]) or np.isnan(where[1:]).all():
         return [claim("double descent for D below the crossing, not above", "-", "the curves do not cross in this range", None)]
-    (low, high), largest = np.nanpercentile(where[1:], [2.5, 97.5]), now.critical[0.5][:, -1]
-    expected = {d: "dip" if largest[0] < d < low else "no dip" if d > high else None for d in now.data}
+    (low, high), largest = np.nanpercentile(where[1:], [2.5, 97.5]), now.critical[0.5][0, -1]
+    expected = {d: "dip" if largest < d < low else "no dip" if d > high else None for d in now.data}
     seen = {d: dip_interval(size_curve(plane(rows), "addition", d)[1])[4] for d in now.data}
     tested = {d: seen[d] == expected[d] for d in now.data if expected[d] and seen[d] != "undecided"}
     both = {expected[d] for d in tested} == {"dip", "no dip"}
-    least, most = (bounded(draws, now.data).split(" [")[0] for draws in (largest, where))
     paper, found = (", ".join(f"{d}: {dip}" for d, dip in each.items() if dip) or "-" for each in (expected, seen))
-    return [claim(f"double descent for D from {least} (critical size of the largest model) to {most} (crossing), not above",
-                  paper, found, False if False in tested.values() else True if both else None)]
+    return [claim(f"double descent for D from {in_range(largest, now.data)} (critical size of the largest model) to "
+                  f"{in_range(where[0], now.data)} (crossing), not above", paper, found,
+                  False if False in tested.values() else True if both else None)]
 
 
 def judge_cost(rows):
@@ -713,19 +717,18 @@ def judge_cost(rows):
 def judge_ungrokking(settings, rows, curves, now):
     """Claims of Varma et al. 2023: a grokked run forgets on fewer examples than the critical size, and not on more."""
     claims, at = [], [i for i, h in enumerate(now.hidden) if h == settings.ungrok_hidden]
-    known = now.critical[0.5][:, at[0]] if at else np.full(2, np.nan)
-    critical = bounded(known, now.data).split(" [")[0]
+    known = now.critical[0.5][0, at[0]] if at else np.nan
     for less in sorted(set(settings.ungrok_data)):
         before, after = (val_acc_at(rows, curves, share, experiment="ungrokking", data=less) for share in (0.5, 1))
         mean, low, high = interval(after)
         text = f"validation {before.mean():.2f}, by step {2 * settings.steps} {mean:.2f} [{low:.2f}, {high:.2f}]"
         expected = None     # out of range the critical size is a bound
-        if now.data[0] <= known[0] and less < known[0]:
+        if now.data[0] <= known and less < known:
             expected = "forgets"
-        elif known[0] <= now.data[-1] and less > known[0]:
+        elif known <= now.data[-1] and less > known:
             expected = "keeps"
         holds = beyond(0.5, low, high, expected == "keeps") if expected and before.mean() >= 0.9 else None
-        claims.append(claim(f"grokked on D = {max(now.data)}, then D = {less} (critical size {critical})",
+        claims.append(claim(f"grokked on D = {max(now.data)}, then D = {less} (critical size {in_range(known, now.data)})",
                             f"(Varma et al.: {expected})" if expected else "-", text, holds))
     return claims
 

@@ -470,9 +470,12 @@ def test_seeds_that_all_fail_or_all_succeed_seldom_look_like_a_dip(seeds, sizes)
     assert dips(10, lambda: np.clip(valley[:, None] + rng.normal(0, 0.1, shape), 0, 1)) >= 9
 
 
-def test_depth_is_the_largest_over_all_triples():
-    for means in np.random.default_rng(0).random((20, 7)):
-        assert common.below(means).max(initial=0) == pytest.approx(common.dip(means)[0])
+def test_dip_is_the_most_that_a_value_lies_below_the_best_on_both_sides():
+    for means in np.random.default_rng(0).random((20, 7)).round(1):      # with ties
+        depths = [min(means[:i].max(), means[i + 1:].max()) - means[i] for i in range(1, 6)]
+        where = int(np.argmax(depths)) + 1 if max(depths) > 0 else None
+        assert common.dip(means) == (pytest.approx(max(0, *depths)), where)
+    assert np.isnan(common.dip([0.5, math.nan, 1])[0]) and common.dip([0.5, math.nan, 1])[1] is None
     assert common.dip_interval(np.ones((2, 5)))[:5] == (0, None, 0, 0, "no dip")
 
 
