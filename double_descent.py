@@ -76,8 +76,8 @@ def draw_task(top, bottom, rows, task, sizes):
         for size, mean, each in zip(hidden, means[data], values):
             seeds = cells[task, size, data]
             top.scatter(size, mean, color=COLORS[commonest_dynamic(seeds)], s=90, zorder=4, edgecolors="white", linewidths=0.6)
-            beside = size * 1.025 ** (i - (len(sizes) - 1) / 2)      # the seeds of each D in a column of their own
-            top.scatter([beside] * len(seeds), each, s=7, alpha=0.6, zorder=3, color=[COLORS[line["dynamic"]] for line in seeds])
+            column = size * 1.025 ** (i - (len(sizes) - 1) / 2)      # the seeds of each D in a column of their own
+            top.scatter([column] * len(seeds), each, s=7, alpha=0.6, zorder=3, color=[COLORS[line["dynamic"]] for line in seeds])
         _, where, _, _, verdict = dip_interval(values)
         verdicts.add(verdict)
         if verdict == "dip":
@@ -87,8 +87,9 @@ def draw_task(top, bottom, rows, task, sizes):
         others = [abs(means[data] - means[other]) for other in means if other != data]
         apart = np.min(others, 0) if others else -abs(np.arange(len(hidden)) - len(hidden) // 2)
         at = int(np.argmax(np.where(np.isfinite(means[data] + apart), apart, -np.inf)))
-        top.annotate(f"D = {data}", (hidden[at], means[data][at]), (8, -16 if means[data][at] > 0.08 else 8),
-                     textcoords="offset points", fontsize=11, color=shades[data])
+        beside = (8, -16) if means[data][at] > 0.08 else (26, -4)      # near the bottom clear of the line that rises
+        top.annotate(f"D = {data}", (hidden[at], means[data][at]), beside, textcoords="offset points", fontsize=11,
+                     color=shades[data])
     bottom.set_xticks(hidden, labels=map(str, hidden))
     return verdicts
 
