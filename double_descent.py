@@ -87,7 +87,8 @@ def draw_task(top, bottom, rows, task, sizes):
         others = [abs(means[data] - means[other]) for other in means if other != data]
         apart = np.min(others, 0) if others else -abs(np.arange(len(hidden)) - len(hidden) // 2)
         at = int(np.argmax(np.where(np.isfinite(means[data] + apart), apart, -np.inf)))
-        beside = (8, -16) if means[data][at] > 0.08 else (26, -4)      # near the bottom clear of the line that rises
+        rises = means[data][at + 1:at + 2].max(initial=0) > means[data][at] + 0.1
+        beside = (8, -16) if means[data][at] > 0.08 else (26, -4) if rises else (0, 8)      # clear of its own line
         top.annotate(f"D = {data}", (hidden[at], means[data][at]), beside, textcoords="offset points", fontsize=11,
                      color=shades[data])
     bottom.set_xticks(hidden, labels=map(str, hidden))
