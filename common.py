@@ -394,10 +394,11 @@ def circuits(logits, data):
 
     The logits of a pure generalizing circuit for addition depend on delta = c - (a + b) mod p alone. That part is
     estimated as the mean of the centred logits at each delta over the validation pairs whose mirror (b, a) was not
-    trained on either, where memorization knows nothing. For (a + b)^2 it depends on a + b and c: p means for each sum.
+    trained on either. For (a + b)^2 it depends on a + b and c: p means for each sum.
     circuit_share: share of the logit variance on these pairs that the part explains. circuit_margin: its right
-    logit less its largest wrong one, mean over sums. circuit_spread: standard deviation of the rest of the logits.
-    memory_acc: training accuracy of the rest, a lower bound on what is memorized.
+    logit less its largest wrong one, mean over sums; memorization alone makes it negative, since it favours the answers
+    of the training examples with a or with b, and those of addition are all wrong here. circuit_spread: standard deviation
+    of the rest of the logits. memory_acc: training accuracy of the rest, what is known without the circuit.
     """
     p, number = data.run.p, torch.arange(data.run.p, device=logits.device)
     x, right = logits - logits.mean(-1, keepdim=True), data.answers[..., None]                # (R, p*p, p), (R, p*p, 1)
@@ -761,9 +762,10 @@ def by_cell(rows, *names):
     return found
 
 
-def commonest_dynamic(rows):
-    """The dynamic that most of the runs went through."""
-    return Counter(line["dynamic"] for line in rows).most_common(1)[0][0]
+def majority(rows):
+    """The dynamic that more than half of the runs went through, or None."""
+    kind, count = Counter(line["dynamic"] for line in rows).most_common(1)[0]
+    return kind if count > len(rows) / 2 else None
 
 
 def count_dynamics(rows):
@@ -800,6 +802,11 @@ def interval(values):
     values = np.array(values, dtype=float)      # None becomes NaN
     means = resampled_means(values[np.isfinite(values)], draws=10_000)
     return float(means[0]), *map(float, np.percentile(means[1:], [2.5, 97.5]))
+
+
+def beyond(bound, low, high, above):
+    """Whether an interval lies above a bound, or below it: True, False, or None where it holds the bound or is not known."""
+    return above if low > bound else not above if high < bound else None
 
 
 def size_curve(rows, task, data, measure="val_acc_unmirrored"):
@@ -846,18 +853,19 @@ def dip_depths(values, seed=0):
 def dip_interval(values):
     """Depth of the dip of values (sizes, seeds), its index, its 95% interval, and the verdict on it.
 
-    'dip' where the depth is above DIP and some triple of sizes surely dips: its difference is above 0 by more standard
-    errors than the largest error over all triples has in 97.5% of the draws (max-t), and by how much is the lower end.
-    'no dip' where the upper end, of the bootstrapped depth, is below DIP (or where fewer than 3 sizes can have none); else,
-    and below 3 seeds, 'undecided'. The standard error has 1/seeds added in quadrature: that few seeds did the same does not
-    prove that all do.
+    'dip' where the depth is above DIP, of 6 seeds at least, and some triple of sizes surely dips: its difference is above 0
+    by more standard errors than the largest error over all triples has in 97.5% of the draws (max-t), and by how much is the
+    lower end. 'no dip' where the upper end, of the bootstrapped depth, is below DIP (or where fewer than 3 sizes can have
+    none); else, and below 3 seeds, 'undecided'. The squared standard error has 2 / seeds^2 added, since that few seeds did
+    the same does not prove that all do. Fewer than 6 may all fail at one of many sizes by chance.
     """
     means, seeds = resampled_means(values), values.shape[-1]
     (depth, where), deep = dip(means[0]), below(means)
-    error = np.sqrt(deep[1:].var(0) * seeds / max(1, seeds - 1) + 1 / seeds**2)
+    error = np.sqrt(deep[1:].var(0) * seeds / max(1, seeds - 1) + 2 / seeds**2)
     most = np.percentile(((deep[1:] - deep[0]) / error).max(-1, initial=0), 97.5)
     low, high = (deep[0] - most * error).max(initial=0), np.percentile(deep[1:].max(-1, initial=0), 97.5)
-    return depth, where, low, high, "dip" if depth > DIP and low > 0 else "no dip" if high < DIP else "undecided"
+    sure = depth > DIP and low > 0 and seeds >= 6
+    return depth, where, low, high, "dip" if sure else "no dip" if high < DIP else "undecided"
 
 
 # claims and files
@@ -886,14 +894,33 @@ def write(path, content):
         part.unlink(missing_ok=True)
 
 
+def write_table(path, lines):
+    """A CSV file of dicts, with every column that one of them has; None and NaN are empty."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(dict.fromkeys(name for line in lines for name in line)), lineterminator="\n")
+    table.writeheader()
+    table.writerows({k: "" if v is None or v != v else v for k, v in line.items()} for line in lines)
+    write(path, text.getvalue())
+
+
+CELL = ("experiment", "task", "layers", "hidden", "data", "first_data", "memorize", "split")      # what the seeds of a cell share
+
+
+def summarize(rows):
+    """A dict for each cell: its number of seeds, what they went through, and each accuracy's mean and 95% interval."""
+    lines, measures = [], [name for name in rows[0] if name.endswith("_acc") or name.startswith("best_")]
+    for key, seeds in by_cell(rows, *CELL).items():
+        line = dict(zip(CELL, key)) | {"seeds": len(seeds), "dynamics": count_dynamics(seeds)}
+        for name in measures:
+            line |= zip((name, f"{name}_low", f"{name}_high"), interval([seed[name] for seed in seeds]))
+        lines.append(line)
+    return lines
+
+
 def write_results(out, results):
     """runs.csv and curves.npz from {run: history}."""
-    rows, text = [row(run, history) for run, history in results.items()], io.StringIO()
-    columns = list(dict.fromkeys(name for line in rows for name in line))
-    table = csv.DictWriter(text, columns, lineterminator="\n")
-    table.writeheader()
-    table.writerows({k: "" if v is None or v != v else v for k, v in line.items()} for line in rows)
-    write(out / "runs.csv", text.getvalue())
+    rows = [row(run, history) for run, history in results.items()]
+    write_table(out / "runs.csv", rows)
     names = dict.fromkeys(name for history in results.values() for name in history)
     longest = max(len(history["step"]) for history in results.values())
     curves = {name: np.full((len(rows), longest), np.nan, np.float32) for name in names}
@@ -1035,6 +1062,8 @@ def command_line(script, doc, experiments):
     if options.fresh and options.plot_only:
         fail("--fresh and --plot-only: one or the other")
     set_up(options)
+    if options.precision == "tf32" and not options.device.startswith("cuda"):
+        fail("--precision tf32: needs --device cuda; allowed on others are float32 and bfloat16")
     options.scale = options.scale or ("paper" if options.device.startswith("cuda") else "quick")
     options.out = options.out or Path("results") / f"{folder}-{options.scale}"
     given = {f.name: getattr(options, f.name) for f in settings if getattr(options, f.name) is not None}
@@ -1045,16 +1074,16 @@ def command_line(script, doc, experiments):
 def check(runs):
     """End with one line if a run is impossible."""
     for run in runs:
+        data = f"--squared-data {run.data}" if run.task == "squared_addition" else f"--data {run.data}"
         if not 1 <= run.data <= run.p**2:
-            fail(f"D = {run.data} training examples: --p {run.p} has {run.p**2} pairs, D must be 1 to {run.p**2}")
+            fail(f"{data}: --p {run.p} has {run.p**2} pairs, 1 to {run.p**2} can train")
         seen = trained(run).view(run.p, run.p)
         if run.task != "random" and (seen | seen.T).all():
-            fail(f"D = {run.data} training examples of the {run.p**2} pairs of --p {run.p}: "
-                 "none is left whose mirror is not trained on")
+            fail(f"{data}: of the {run.p**2} pairs of --p {run.p} none is left whose mirror is not trained on; fewer are needed")
         if run.memorize > run.p**2:
-            fail(f"{run.memorize} examples to memorize: --p {run.p} has {run.p**2} pairs")
+            fail(f"--memorize {run.memorize}: --p {run.p} has {run.p**2} pairs, so many at most")
         if run.hidden % run.heads:
-            fail(f"hidden size {run.hidden}: must be a multiple of the {run.heads} heads")
+            fail(f"--hidden {run.hidden}: must be a multiple of the {run.heads} heads")
 
 
 def locked(out):
@@ -1077,7 +1106,7 @@ def begin(options, summary):
     """Begin summary.json, or end with one line: results of another configuration. Returns what was saved, {} for nothing."""
     out, path, wanted, saved = options.out, options.out / "summary.json", summary["configuration"], {}
     if options.fresh:
-        for old in [*out.glob("cache/*.pt"), path, out / "runs.csv", out / "curves.npz"]:
+        for old in [*out.glob("cache/*.pt"), *out.rglob("*.part"), path, out / "runs.csv", out / "curves.npz"]:
             old.unlink(missing_ok=True)
     if path.exists():
         try:
@@ -1109,10 +1138,9 @@ def print_results(rows, claims):
         """The mean of a measure over the runs of a cell that have it, as text."""
         values = [line[name] for line in cell if line[name] is not None]
         return f"{np.mean(values):.3g}" if values else "-"
-    names = [name for name in ("experiment", "task", "layers", "hidden", "data", "first_data", "memorize", "split")
-             if name in ("hidden", "data") or len({line[name] for line in rows}) > 1]
-    measures = [name for name in ("train_acc", "memorize_acc", "val_acc", "val_acc_unmirrored", "best_val_acc", "memorized_at",
-                                  "generalized_at") if name in rows[0]]
+    names = [name for name in CELL if name in ("hidden", "data") or len({line[name] for line in rows}) > 1]
+    measures = [name for name in ("train_acc", "memorize_acc", "val_acc", "val_acc_unmirrored", "best_val_acc",
+                                  "best_val_acc_memorized", "memorized_at", "generalized_at") if name in rows[0]]
     table = [[*names, "dynamic", *measures]]
     for key, cell in by_cell(rows, *names).items():
         table.append([*map(str, key), count_dynamics(cell), *(mean(cell, name) for name in measures)])
@@ -1133,6 +1161,7 @@ def report(settings, out, draw, judge):
     except Exception as error:      # csv and numpy raise a dozen kinds on a damaged file
         fail(f"--plot-only: no whole results in {out} ({error}); the same command without it makes them")
     claims = judge(settings, rows, curves)
+    write_table(out / "cells.csv", summarize(rows))
     for file, figure in draw(settings, rows, curves).items():
         write(out / file, partial(figure.savefig, format="png", dpi=150))
     return rows, claims
@@ -1179,7 +1208,7 @@ def reproduce(script, doc, **experiments):
                                    "run_steps_per_second": options.speed}
             write(options.out / "summary.json", json.dumps(saved | {"claims": claims}, indent=1) + "\n")
         print_results(rows, claims)
-        print(f"\n{time.monotonic() - start:.0f} s; figures, runs.csv, curves.npz and summary.json are in {options.out}")
+        print(f"\n{time.monotonic() - start:.0f} s; figures, runs.csv, cells.csv, curves.npz and summary.json are in {options.out}")
     except KeyboardInterrupt:
         print("\nInterrupted. What is finished is saved; the same command goes on from there.", file=sys.stderr)
         raise SystemExit(130) from None

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from common import COLORS, DIP, FLOOR, Settings, by_cell, claim, commonest_dynamic, dip_depths, dip_interval, interval, option
+from common import COLORS, FLOOR, Settings, beyond, by_cell, claim, dip_depths, dip_interval, interval, majority, option
 from common import reproduce, size_curve
 
 
@@ -75,7 +75,8 @@ def draw_task(top, bottom, rows, task, sizes):
         bottom.plot(hidden, np.nanmean(size_curve(rows, task, data, "train_acc")[1], 1), color=shade, lw=2)
         for size, mean, each in zip(hidden, means[data], values):
             seeds = cells[task, size, data]
-            top.scatter(size, mean, color=COLORS[commonest_dynamic(seeds)], s=90, zorder=4, edgecolors="white", linewidths=0.6)
+            kind = majority(seeds)
+            top.scatter(size, mean, color=COLORS.get(kind, "white"), s=90, zorder=4, edgecolors="white" if kind else shade)
             column = size * 1.025 ** (i - (len(sizes) - 1) / 2)      # the seeds of each D in a column of their own
             top.scatter([column] * len(seeds), each, s=7, alpha=0.6, zorder=3, color=[COLORS[line["dynamic"]] for line in seeds])
         _, where, _, _, verdict = dip_interval(values)
@@ -115,7 +116,7 @@ def draw(settings, rows, curves):
     seen = [kind for kind in COLORS if any(line["dynamic"] == kind for line in rows)]
     marks = [axes[0, -1].scatter([], [], c=COLORS[kind], s=45, label=kind) for kind in seen]
     figure.legend(handles=marks, loc="outside lower center", ncols=len(seen), fontsize=9,
-                  title="dynamic of most runs (small: of each run)")
+                  title="dynamic of most runs (white: none has most; small dots: of each run)")
     finding = ("Wider models can generalize worse before they generalize better" if "dip" in verdicts else
                "Too few seeds to tell a dip from none" if "undecided" in verdicts else "No dip in this range of hidden sizes")
     figure.suptitle(f"{finding} (mean of {settings.seeds} seeds, 95% interval, step {settings.steps})")
@@ -126,35 +127,38 @@ def draw(settings, rows, curves):
 
 
 # what the paper reports at p = 113, by (task, D), and the hidden sizes at which it reports zero
-PAPER_DIPS = {("addition", 2600): "dip", ("addition", 3000): "shallow dip", ("addition", 4000): "no dip",
-              ("addition", 5000): "no dip", ("squared_addition", 3000): "dip"}
+PAPER_DIPS = {("addition", 2600): "dip at d = 24 to 40", ("addition", 3000): "shallow dip at d = 28 to 36",
+              ("addition", 4000): "no dip", ("addition", 5000): "no dip", ("squared_addition", 3000): "dip at d = 24"}
 PAPER_ZEROS = {("addition", 2600): (24, 28, 32, 36, 40), ("squared_addition", 3000): (24,)}
 
 
 def judge_dips(settings, rows):
-    """The dip of each curve, {(task, D): verdict}, and a claim on each."""
+    """The dip of each curve, {(task, D): (verdict, what was measured)}, and a claim on each.
+
+    No dip does not speak against a shallow one, which may be less deep than what is called a dip here.
+    """
     found, claims = {}, []
     for task, sizes in tasks(settings):
         for data in sizes:
             hidden, values = size_curve(rows, task, data)
             depth, where, low, high, verdict = dip_interval(values)
-            found[task, data] = verdict
-            paper = PAPER_DIPS.get((task, data)) if settings.p == 113 else None
-            unclear = paper is None or verdict == "undecided" or (paper, verdict) == ("shallow dip", "no dip")
-            measured = f"{verdict}: {depth:.2f} [{low:.2f}, {high:.2f}]" + (f" at d = {hidden[where]}" if where else "")
-            claims.append(claim(f"{task}, D = {data}: a dip deeper than {DIP}", paper or "-", measured,
+            place = f" at d = {hidden[where]}" if where else ""
+            found[task, data] = verdict, f"{verdict}, {depth:.2f} [{low:.2f}, {high:.2f}]{place}"
+            paper = PAPER_DIPS.get((task, data), "-") if settings.p == 113 else "-"
+            unclear = paper == "-" or verdict == "undecided" or ("shallow" in paper and verdict == "no dip")
+            claims.append(claim(f"{task}, D = {data}: depth of the dip, n = {values.shape[1]}", paper, found[task, data][1],
                                 None if unclear else (paper == "no dip") == (verdict == "no dip")))
     return found, claims
 
 
 def judge_predictions(settings, rows, found):
-    """The paper's two predictions, from found, {(task, D): verdict on its dip}."""
+    """The paper's two predictions, from found, {(task, D): (verdict on its dip, what was measured)}."""
     claims = []
     if len(set(settings.data)) > 1:
         small, large = min(settings.data), max(settings.data)
-        verdicts = found["addition", small], found["addition", large]
+        verdicts, texts = zip(found["addition", small], found["addition", large])
         claims.append(claim("prediction 1 (fig 6): addition dips for small D, not for large",
-                            f"dip at {small}, no dip at {large}", ", ".join(verdicts),
+                            f"dip at {small}, no dip at {large}", "; ".join(texts),
                             None if "undecided" in verdicts else verdicts == ("dip", "no dip")))
     both = sorted(set(settings.squared_data) & set(settings.data))
     if both:
@@ -164,7 +168,7 @@ def judge_predictions(settings, rows, found):
             difference = dip_depths(hard) - dip_depths(easy, 1)
             low, high = np.percentile(difference[1:], [2.5, 97.5])
             text.append(f"D = {data}: by {difference[0]:.2f} [{low:.2f}, {high:.2f}]")
-            verdict = found["squared_addition", data]
+            verdict, _ = found["squared_addition", data]
             deeper.append(True if low > 0 and verdict == "dip" else False if high <= 0 or verdict == "no dip" else None)
         claims.append(claim("prediction 2 (fig 7): at one D the harder task dips deeper", "deeper", ", ".join(text),
                             True in deeper or (None if None in deeper else False)))
@@ -180,8 +184,8 @@ def judge_zeros(settings, rows):
             seeds = by_cell(zero, "seed").values()
             mean, low, high = interval([np.nanmean(np.array([line["val_acc"] for line in lines], float)) for lines in seeds])
             tried = " ".join(str(size) for size in sizes if size in settings.hidden)
-            claims.append(claim(f"{task}, D = {data}, d = {tried}: val_acc", "zero", f"{mean:.2f} [{low:.2f}, {high:.2f}]",
-                                None if np.isnan(high) else high < FLOOR))
+            claims.append(claim(f"{task}, D = {data}, d = {tried}: val_acc, n = {len(seeds)}", f"zero (below {FLOOR})",
+                                f"{mean:.2f} [{low:.2f}, {high:.2f}]", beyond(FLOOR, low, high, False)))
     return claims
 
 

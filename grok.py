@@ -34,8 +34,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from common import COLORS, FLOOR, Settings, by_cell, claim, commonest_dynamic, count_dynamics, dip_interval, fail, first_step
-from common import interval, option, parameters, reproduce, resampled_means, size_curve
+from common import COLORS, FLOOR, Settings, beyond, by_cell, claim, count_dynamics, dip_interval, fail, first_step, interval
+from common import majority, option, parameters, reproduce, resampled_means, size_curve
 
 DYNAMICS = ("progression", "ungrokking", "semi-grokking", "grokking")
 
@@ -96,10 +96,9 @@ def draw_dynamics(settings, rows, curves):
             for name, (text, color) in measures.items():
                 axis.plot(history["step"].T[1:], history[name].T[1:], color=color, lw=1.2, alpha=0.8)[0].set_label(text)
             axis.grid(alpha=0.25)
-        kind, counts = commonest_dynamic(lines), count_dynamics(lines).replace(", ", ",\n")
-        majority = sum(line["dynamic"] == kind for line in lines) > len(lines) / 2
+        counts = count_dynamics(lines).replace(", ", ",\n")
         column[0].set_title(f"{counts}\nhidden {lines[0]['hidden']}, D = {lines[0]['data']}", fontweight="bold",
-                            color=COLORS[kind] if majority else "black")
+                            color=COLORS.get(majority(lines), "black"))
         column[0].set_ylim(-0.03, 1.03)
         column[1].set_ylim(-0.03, 1.03)
         column[-1].set_xlabel("optimization step")
@@ -150,11 +149,6 @@ def norm_change(steps, accuracy, norm):
     return norm[steps == end][0] / norm[steps == begin][0] - 1
 
 
-def beyond(bound, low, high, above):
-    """Whether an interval lies above a bound, or below it: True, False, or None where it holds the bound or is not known."""
-    return above if low > bound else not above if high < bound else None
-
-
 def verdict(text, paper, values, bound, above, style):
     """A claim that the mean over seeds of values lies above a bound, or below it; open while its interval holds the bound."""
     mean, low, high = interval(values)
@@ -170,9 +164,8 @@ def judge(settings, rows, curves):
     found = dict(zip(DYNAMICS, cells(settings, rows, curves)))
     claims = []
     for expected, (lines, _) in found.items():
-        same = sum(line["dynamic"] == expected for line in lines)
         claims.append(claim(f"fig 2: hidden {lines[0]['hidden']}, D {lines[0]['data']}", expected, count_dynamics(lines),
-                            same > len(lines) / 2))
+                            majority(lines) == expected))
     history = found["progression"][1]
     starts = [first_step(*seed, FLOOR) for seed in zip(history["step"], history["val_acc_unmirrored"])]
     reached = sorted(step for step in starts if step is not None)
@@ -191,8 +184,9 @@ def judge(settings, rows, curves):
 def judge_circuits(history):
     """When the generalizing circuit grows and memorization is dropped in the cell of grokking (the paper infers both).
 
-    Both as a share of the steps to validation accuracy 0.5. Training accuracy without the circuit is a lower bound on what
-    is memorized: that it falls late proves that memorization lasts, that it falls early proves nothing.
+    Both as a share of the steps to validation accuracy 0.5. Training accuracy without the circuit does not decide the second:
+    where it falls early, memorization may only need the circuit's help by then; where it falls late, the rest of the logits
+    may hold a part of the generalization.
     """
     grown, dropped = [], []
     for i, steps in enumerate(history["step"]):
@@ -204,9 +198,9 @@ def judge_circuits(history):
         dropped.append((forgotten or steps[-1]) / jumped if jumped and known else None)      # not by the last step: at least that
     early = verdict("grokking: the circuit reaches half of its largest share, in % of the steps to validation 0.5",
                     "before (inferred)", grown, 1, False, "{:.0%}")
-    late = verdict("grokking: training accuracy without the circuit, a lower bound on memorization, falls below 0.5, "
-                   "in % of the same steps", "after (inferred)", dropped, 1, True, "{:.0%}")
-    return [early, late | {"holds": late["holds"] or None}]      # that the bound falls early is no evidence
+    late = verdict("grokking: training accuracy without the circuit falls below 0.5, in % of the same steps",
+                   "after (inferred)", dropped, 1, True, "{:.0%}")
+    return [early, late | {"holds": None}]
 
 
 # phase: figure 1, measured
@@ -239,6 +233,8 @@ def phase_grid(settings):
     """The runs: the plane, random labels on all pairs for the capacity (figure 4), and the true ungrokking."""
     if len(set(settings.hidden)) < 2 or len(set(settings.data)) < 2:
         fail("--hidden and --data: at least two values of each are needed for a phase diagram")
+    if max(settings.ungrok_data) > max(settings.data):
+        fail(f"--ungrok-data: at most {max(settings.data)}, the largest of --data, which those runs begin with")
     side = range(min(settings.seeds, settings.side_seeds))
     diagram = [settings.run("addition", hidden, data, seed, experiment="plane")
                for hidden in settings.hidden for data in settings.data for seed in range(settings.seeds)]
@@ -256,22 +252,28 @@ def val_acc_at(rows, curves, share, **cell):
 
 
 LEVELS = (FLOOR, 0.5, 0.9)      # a critical size is where the fit to the mean validation accuracy crosses a level
+TOLERANCE = 2 * 0.05**2         # curves that miss the accuracies by another 0.05 in all are nearly as good
 
 
-def critical_sizes(data, accuracy):
+def critical_sizes(data, accuracy, seed=0):
     """D_crit (figure 3) at each of LEVELS, for mean validation accuracies (1 + draws, sizes of D): (levels, 1 + draws).
 
-    Where the nearest logistic curve in D crosses the level, by least squares over a fine grid; NaN where an accuracy is.
-    It is no narrower than a fifth of the spacing of D, which fixes its centre where accuracy jumps between two neighbours,
-    and may lie up to half the range outside of data: then the result is no more than a bound.
+    Where a logistic curve in D crosses the level, by least squares over a grid of curves; NaN where an accuracy is. Where
+    accuracy jumps between two neighbours, many curves fit as well. So the estimate, the first, is a mean over the curves with
+    weight exp(-squared error / TOLERANCE), and each draw takes one of them with that probability. Curves may cross up to half
+    the range outside of data: then the result is no more than a bound.
     """
     span, spacing, levels = data[-1] - data[0], np.diff(data).min(), np.array(LEVELS)
-    centres, widths = np.linspace(data[0] - span / 2, data[-1] + span / 2, 241), spacing * np.geomspace(0.2, 8, 16)
+    centres, widths = np.linspace(data[0] - span / 2, data[-1] + span / 2, 241), spacing * np.geomspace(0.02, 8, 10)
     centre, width = (each.ravel() for each in np.meshgrid(centres, widths))
-    fits = 1 / (1 + np.exp((centre[:, None] - data) / width[:, None]))                        # (fits, sizes of D)
-    best = ((fits**2).sum(1) - 2 * accuracy @ fits.T).argmin(-1)                              # squared error less a constant
-    crossed = centre[best] + width[best] * np.log(levels / (1 - levels))[:, None]
-    return np.where(np.isnan(accuracy).any(-1), np.nan, crossed)
+    fits = 0.5 + 0.5 * np.tanh((data - centre[:, None]) / width[:, None] / 2)                 # (curves, sizes of D)
+    crossed = centre + width * np.log(levels / (1 - levels))[:, None]                         # (levels, curves)
+    error = (fits**2).sum(1) - 2 * accuracy @ fits.T                                          # squared, less a constant
+    weight = np.exp((error.min(-1, keepdims=True) - error) / TOLERANCE).cumsum(-1)            # (1 + draws, curves)
+    weight /= weight[:, -1:]
+    drawn = (weight < np.random.default_rng(seed).random((len(weight), 1))).sum(-1).clip(max=len(fits) - 1)
+    sizes = np.concatenate([crossed @ np.diff(weight[0], prepend=0)[:, None], crossed[:, drawn[1:]]], -1)
+    return np.where(np.isnan(accuracy).any(-1), np.nan, sizes)
 
 
 def most_known(rows, curves, hidden, share=1.0):
@@ -337,17 +339,24 @@ def measured(settings, rows, curves, share=1.0, seeds=slice(None)):
         values = np.array([val_acc_at(rows, curves, share, experiment="plane", hidden=h, data=d)[seeds] for d in data])
         accuracy.append(resampled_means(values, i, draws=1000))      # draws of its own
         capacity.append(resampled_means(most_known(rows, curves, h, share)[0], i, draws=1000))
-    critical = np.stack([critical_sizes(data, each) for each in accuracy], -1)                # (levels, 1 + draws, sizes)
+    critical = np.stack([critical_sizes(data, each, i) for i, each in enumerate(accuracy)], -1)  # (levels, 1 + draws, sizes)
     return Measured(hidden, data, np.stack(accuracy), dict(zip(LEVELS, critical)), np.stack(capacity, 1) * settings.p**2)
 
 
-def cost_exponents(rows, kind, draws=1000):
-    """Exponent k of norm ~ D^k, by least squares over the runs of the diagram that went through a dynamic, (1 + draws,).
+def settled(rows, kind):
+    """The runs of the diagram that went through a dynamic; if they generalized, in the first half of the steps.
 
-    What a circuit costs (paper section 3) is here the parameter norm at the last step; each hidden size has a factor of
-    its own. The estimate, then its bootstrap over the runs; NaN where no hidden size has runs at two values of D.
+    What a circuit costs (paper section 3) is here the parameter norm at the last step, and it goes on falling after grokking.
     """
-    runs = [line for line in plane(rows) if line["dynamic"] == kind]
+    return [line for line in plane(rows) if line["dynamic"] == kind and (line["generalized_at"] or 0) <= line["steps"] / 2]
+
+
+def cost_exponents(runs, draws=1000):
+    """Exponent k of norm ~ D^k, by least squares over runs, (1 + draws,).
+
+    Each hidden size has a factor of its own. The estimate, then its bootstrap over the runs; NaN where no hidden size has
+    runs at two values of D.
+    """
     if not runs:
         return np.full(1 + draws, np.nan)
     hidden, x, y = np.array([(line["hidden"], np.log(line["data"]), np.log(line["norm"])) for line in runs]).T
@@ -535,8 +544,7 @@ def draw_ungrokking(axis, settings, rows, curves):
 def draw_cost(axis, rows):
     """The last parameter norm against D, of runs that memorized and of runs that grokked, a line for each hidden size."""
     for kind, mark in (("ungrokking", "-^"), ("grokking", "-o")):
-        same = [line for line in plane(rows) if line["dynamic"] == kind]
-        for (h,), lines in by_cell(same, "hidden").items():
+        for (h,), lines in by_cell(settled(rows, kind), "hidden").items():
             norms = {d: np.mean([line["norm"] for line in seeds]) for (d,), seeds in sorted(by_cell(lines, "data").items())}
             axis.plot(list(norms), list(norms.values()), mark, color=COLORS[kind])
             axis.annotate(f"  d = {h}", (max(norms), norms[max(norms)]), va="center", fontsize=8, color=COLORS[kind])
@@ -591,8 +599,9 @@ def in_range(value, tried):
 
 
 def bounded(draws, tried):
-    """'estimate [low, high]' of draws (1 + draws,), as bounds where they leave the range tried."""
-    return "{} [{}, {}]".format(*(in_range(value, tried) for value in (draws[0], *np.percentile(draws[1:], [2.5, 97.5]))))
+    """'estimate [low, high]' of draws (1 + draws,), as bounds where they leave the range tried; of the draws that are known."""
+    low, high = np.nanpercentile(draws[1:], [2.5, 97.5]) if np.isfinite(draws[1:]).any() else (np.nan, np.nan)
+    return "{} [{}, {}]".format(*(in_range(value, tried) for value in (draws[0], low, high)))
 
 
 def judge_critical(before, now):
@@ -632,8 +641,8 @@ def judge_capacity(settings, rows, curves, before, now):
         params = parameters(settings.run("random", h, 1, 0))
         bits, limit = capacity_bits(settings.p, most_known(rows, curves, h)[1]), capacity_bits(settings.p, 0)
         mean, low, high = np.array(interval(bits)) / params
-        claims.append(claim(f"capacity at d = {h}: bits a parameter (elsewhere 2 to 3.6)", "-",
-                            f"{mean:.2f} [{low:.2f}, {high:.2f}] of at most {limit / params:.2f}", None))
+        claims.append(claim(f"capacity at d = {h}: bits; bits a parameter (elsewhere 2 to 3.6)", "-",
+                            f"{mean * params:.0f}; {mean:.2f} [{low:.2f}, {high:.2f}] of at most {limit / params:.2f}", None))
     return claims
 
 
@@ -645,9 +654,12 @@ def judge_crossing(settings, now):
         if not np.isfinite(size[0]):
             texts.append("not in this range")
             continue
-        at, params = np.searchsorted(now.hidden, size[0]), parameters(settings.run("addition", size[0], 1, 0))
+        at = np.searchsorted(now.hidden, size[0])
+        params, tried = (parameters(settings.run("addition", sizes, 1, 0)) for sizes in (size, now.hidden))
         bound = "" if within(now.critical[0.5], now.data)[at - 1:at + 1].all() else ", from a critical size out of range"
-        texts.append(f"d = {bounded(size, now.hidden)}, {params:,.0f} parameters, D = {bounded(where, now.data)}{bound}")
+        seldom = "" if np.isfinite(size).all() else f" ({np.isfinite(size[1:]).mean():.0%} of the draws)"
+        texts.append(f"d = {bounded(size, now.hidden)}, {bounded(params, tried)} parameters, "
+                     f"D = {bounded(where, now.data)}{bound}{seldom}")
     return [claim("fig 1: the two curves cross once", "once", "; mirrored pairs counted once: ".join(texts),
                   np.diff(above).sum() == 1 and above[-1] if curves_known(now) else None)]
 
@@ -698,10 +710,11 @@ def judge_cost(rows):
     """Claims on what the two circuits cost (paper section 3), with the parameter norm at the last step as the cost."""
     claims, bound = [], np.nan
     for kind, name, paper in (("ungrokking", "memorizing", "rises"), ("grokking", "generalizing", "stays")):
-        draws = cost_exponents(rows, kind)
+        runs = settled(rows, kind)
+        draws = cost_exponents(runs)
         low, high = np.percentile(draws[1:], [2.5, 97.5]) if np.isfinite(draws).all() else (np.nan, np.nan)
         rises = beyond(0, low, high, True)
-        found = "too few runs" if np.isnan(low) else f"{draws[0]:.2f} [{low:.2f}, {high:.2f}]"
+        found = "too few runs" if np.isnan(low) else f"{draws[0]:.2f} [{low:.2f}, {high:.2f}], n = {len(runs)}"
         claims.append(claim(f"cost of {name} more examples: exponent k in norm ~ D^k", paper, found,
                             rises if paper == "rises" else True if high < bound else False if rises else None))
         bound = draws[0] / 2      # generalizing stays where its exponent is surely below half of that of memorizing
