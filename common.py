@@ -804,6 +804,11 @@ def interval(values):
     return float(means[0]), *map(float, np.percentile(means[1:], [2.5, 97.5]))
 
 
+def spread(mean, low, high, style="{:.2f}"):
+    """'mean [low, high]' as text, without an interval where it is not known."""
+    return style.format(mean) + ("" if np.isnan(low) else f" [{style.format(low)}, {style.format(high)}]")
+
+
 def beyond(bound, low, high, above):
     """Whether an interval lies above a bound, or below it: True, False, or None where it holds the bound or is not known."""
     return above if low > bound else not above if high < bound else None

@@ -27,7 +27,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from common import COLORS, FLOOR, Settings, beyond, by_cell, claim, dip_depths, dip_interval, interval, majority, option
-from common import reproduce, size_curve
+from common import reproduce, size_curve, spread
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Grid(Settings):
 
 
 PRESETS = {
-    "quick": Grid(p=43, seeds=7, steps=1500, lr=2e-2, weight_decay=1.0,
-                  hidden=(4, 8, 16, 40), data=(600, 700), squared_data=(700,)),
+    "quick": Grid(p=43, seeds=6, steps=1500, lr=2e-2, weight_decay=1.0,
+                  hidden=(4, 8, 16, 40), data=(700,), squared_data=(700, 900)),
     "small": Grid(p=59, seeds=11, steps=3000, lr=1e-2, weight_decay=1.0,
                   hidden=(4, 8, 12, 16, 24, 32, 64), data=(1000, 1200, 1500), squared_data=(1200, 1500)),
     "paper": Grid(p=113, seeds=11, steps=10000, lr=5e-3, weight_decay=1.0,
@@ -66,19 +66,19 @@ def grid(settings):
 def draw_task(top, bottom, rows, task, sizes):
     """A task's validation accuracy, and training accuracy beneath, a curve for each D. Returns the verdicts on their dips."""
     cells, verdicts, means = by_cell(rows, "task", "hidden", "data"), set(), {}
-    shades = {data: str(0.65 * i / max(1, len(sizes) - 1)) for i, data in enumerate(sizes)}
+    shades = {data: str(0.6 * i / max(1, len(sizes) - 1)) for i, data in enumerate(sizes)}
     for i, (data, shade) in enumerate(shades.items()):
         hidden, values = size_curve(rows, task, data)
         means[data], low, high = np.array([interval(seeds) for seeds in values]).T
-        top.fill_between(hidden, low, high, color=shade, alpha=0.12, lw=0)
+        column = hidden * 1.025 ** (i - (len(sizes) - 1) / 2)      # the seeds of each D in a column of their own
         top.plot(hidden, means[data], color=shade, lw=2.5, zorder=2)
+        top.vlines(column, low, high, color=shade, lw=1.5, zorder=2)
         bottom.plot(hidden, np.nanmean(size_curve(rows, task, data, "train_acc")[1], 1), color=shade, lw=2)
-        for size, mean, each in zip(hidden, means[data], values):
+        for size, place, mean, each in zip(hidden, column, means[data], values):
             seeds = cells[task, size, data]
             kind = majority(seeds)
             top.scatter(size, mean, color=COLORS.get(kind, "white"), s=90, zorder=4, edgecolors="white" if kind else shade)
-            column = size * 1.025 ** (i - (len(sizes) - 1) / 2)      # the seeds of each D in a column of their own
-            top.scatter([column] * len(seeds), each, s=7, alpha=0.6, zorder=3, color=[COLORS[line["dynamic"]] for line in seeds])
+            top.scatter([place] * len(seeds), each, s=7, alpha=0.6, zorder=3, color=[COLORS[line["dynamic"]] for line in seeds])
         _, where, _, _, verdict = dip_interval(values)
         verdicts.add(verdict)
         if verdict == "dip":
@@ -143,7 +143,7 @@ def judge_dips(settings, rows):
             hidden, values = size_curve(rows, task, data)
             depth, where, low, high, verdict = dip_interval(values)
             place = f" at d = {hidden[where]}" if where else ""
-            found[task, data] = verdict, f"{verdict}, {depth:.2f} [{low:.2f}, {high:.2f}]{place}"
+            found[task, data] = verdict, f"{verdict}, {spread(depth, low, high)}{place}"
             paper = PAPER_DIPS.get((task, data), "-") if settings.p == 113 else "-"
             unclear = paper == "-" or verdict == "undecided" or ("shallow" in paper and verdict == "no dip")
             claims.append(claim(f"{task}, D = {data}: depth of the dip, n = {values.shape[1]}", paper, found[task, data][1],
@@ -154,12 +154,12 @@ def judge_dips(settings, rows):
 def judge_predictions(settings, rows, found):
     """The paper's two predictions, from found, {(task, D): (verdict on its dip, what was measured)}."""
     claims = []
-    if len(set(settings.data)) > 1:
-        small, large = min(settings.data), max(settings.data)
-        verdicts, texts = zip(found["addition", small], found["addition", large])
-        claims.append(claim("prediction 1 (fig 6): addition dips for small D, not for large",
-                            f"dip at {small}, no dip at {large}", "; ".join(texts),
-                            None if "undecided" in verdicts else verdicts == ("dip", "no dip")))
+    for task, sizes in tasks(settings):
+        if len(sizes) > 1:
+            verdicts, texts = zip(found[task, sizes[0]], found[task, sizes[-1]])
+            claims.append(claim(f"prediction 1 (fig 6): {task} dips for small D, not for large",
+                                f"dip at {sizes[0]}, no dip at {sizes[-1]}", "; ".join(texts),
+                                None if "undecided" in verdicts else verdicts == ("dip", "no dip")))
     both = sorted(set(settings.squared_data) & set(settings.data))
     if both:
         deeper, text = [], []
@@ -167,7 +167,7 @@ def judge_predictions(settings, rows, found):
             hard, easy = (size_curve(rows, task, data)[1] for task in ("squared_addition", "addition"))
             difference = dip_depths(hard) - dip_depths(easy, 1)
             low, high = np.percentile(difference[1:], [2.5, 97.5])
-            text.append(f"D = {data}: by {difference[0]:.2f} [{low:.2f}, {high:.2f}]")
+            text.append(f"D = {data}: by {spread(difference[0], low, high)}")
             verdict, _ = found["squared_addition", data]
             deeper.append(True if low > 0 and verdict == "dip" else False if high <= 0 or verdict == "no dip" else None)
         claims.append(claim("prediction 2 (fig 7): at one D the harder task dips deeper", "deeper", ", ".join(text),
@@ -185,7 +185,7 @@ def judge_zeros(settings, rows):
             mean, low, high = interval([np.nanmean(np.array([line["val_acc"] for line in lines], float)) for lines in seeds])
             tried = " ".join(str(size) for size in sizes if size in settings.hidden)
             claims.append(claim(f"{task}, D = {data}, d = {tried}: val_acc, n = {len(seeds)}", f"zero (below {FLOOR})",
-                                f"{mean:.2f} [{low:.2f}, {high:.2f}]", beyond(FLOOR, low, high, False)))
+                                spread(mean, low, high), beyond(FLOOR, low, high, False)))
     return claims
 
 

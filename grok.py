@@ -35,7 +35,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from common import COLORS, FLOOR, Settings, beyond, by_cell, claim, count_dynamics, dip_interval, fail, first_step, interval
-from common import majority, option, parameters, reproduce, resampled_means, size_curve
+from common import majority, option, parameters, reproduce, resampled_means, size_curve, spread
 
 DYNAMICS = ("progression", "ungrokking", "semi-grokking", "grokking")
 
@@ -155,8 +155,7 @@ def verdict(text, paper, values, bound, above, style):
     count = sum(v is not None for v in values)
     if not count:
         return claim(text, paper, "not reached", None)
-    spread = "" if np.isnan(low) else f" [{style.format(low)}, {style.format(high)}]"
-    return claim(text, paper, f"{style.format(mean)}{spread}, n = {count}", beyond(bound, low, high, above))
+    return claim(text, paper, f"{spread(mean, low, high, style)}, n = {count}", beyond(bound, low, high, above))
 
 
 def judge(settings, rows, curves):
@@ -491,9 +490,12 @@ def draw_diagram(settings, rows, now):
     axis.set_ylabel("training examples D", fontsize=13)
     axis.set_xticks(x, labels=map(str, now.hidden))
     axis.tick_params(labelsize=12)
-    explained = f"a cell is divided by its {settings.seeds} seeds; thin lines: 95% interval; circles: where the curves cross"
-    finding = f"Which circuit wins: measured for (a + b) mod {settings.p} at step {settings.steps}"
-    axis.set_title(f"{finding}\n({explained})", fontsize=12)
+    size, where = crossing(now.hidden, now.critical[0.5], now.capacity)
+    finding = "Which circuit wins, measured"
+    if np.isfinite(size[0]):
+        finding = f"The curves cross at hidden size {bounded(size, now.hidden)}, D = {bounded(where, now.data)}"
+    axis.set_title(f"{finding}\n(a + b) mod {settings.p} at step {settings.steps}; a cell is divided by its {settings.seeds} seeds; "
+                   "thin lines: 95% interval; circles: crossings", fontsize=12)
     return figure
 
 
@@ -555,7 +557,7 @@ def draw_cost(axis, rows):
 
 def draw_zones(axis, settings, rows, now, parts):
     """The zone that the curves of half the seeds predict against the dynamic of the others, in cells of the diagram."""
-    pairs = Counter(zones(settings, rows, now, parts, once=True).values())
+    pairs = Counter(zones(settings, rows, now, parts).values())
     count = np.array([[pairs[predicted, seen] for seen in DYNAMICS] for predicted in DYNAMICS])
     axis.imshow(count, cmap="Blues", vmax=1.5 * max(1, count.max()))
     for i, j in np.ndindex(count.shape):
@@ -563,7 +565,7 @@ def draw_zones(axis, settings, rows, now, parts):
     axis.set_xticks(range(len(DYNAMICS)), labels=DYNAMICS)
     axis.set_yticks(range(len(DYNAMICS)), labels=DYNAMICS, rotation=90, va="center")
     axis.set(xlabel="most of the other half", ylabel="zone by the curves of one half of the seeds",
-             title="Cells of the diagram, mirrored pairs counted once")
+             title="The zones are right in " + (f"{share_right(pairs.elements()):.0%} of the cells" if pairs else "no cell"))
 
 
 def draw_phase(settings, rows, curves):
@@ -600,7 +602,9 @@ def in_range(value, tried):
 
 def bounded(draws, tried):
     """'estimate [low, high]' of draws (1 + draws,), as bounds where they leave the range tried; of the draws that are known."""
-    low, high = np.nanpercentile(draws[1:], [2.5, 97.5]) if np.isfinite(draws[1:]).any() else (np.nan, np.nan)
+    if np.isnan(draws[1:]).all():
+        return in_range(draws[0], tried)
+    low, high = np.nanpercentile(draws[1:], [2.5, 97.5])
     return "{} [{}, {}]".format(*(in_range(value, tried) for value in (draws[0], low, high)))
 
 
@@ -616,7 +620,7 @@ def judge_critical(before, now):
     low, high = np.percentile(fall[1:], [2.5, 97.5])
     bound = "" if sure[first] and sure[-1] else "at least "
     claims.append(claim("fig 3: the critical size falls with size, where the model can memorize so much", "falls",
-                        f"by {bound}{fall[0]:.0f} [{low:.0f}, {high:.0f}] from d = {now.hidden[first]} to {now.hidden[-1]}",
+                        f"by {bound}{spread(fall[0], low, high, '{:.0f}')} from d = {now.hidden[first]} to {now.hidden[-1]}",
                         beyond(0, low, high, True)))
     both = sure & within(before.critical[0.5], now.data)
     moved = (now.critical[0.5][0] / before.critical[0.5][0] - 1)[both]
@@ -642,7 +646,7 @@ def judge_capacity(settings, rows, curves, before, now):
         bits, limit = capacity_bits(settings.p, most_known(rows, curves, h)[1]), capacity_bits(settings.p, 0)
         mean, low, high = np.array(interval(bits)) / params
         claims.append(claim(f"capacity at d = {h}: bits; bits a parameter (elsewhere 2 to 3.6)", "-",
-                            f"{mean * params:.0f}; {mean:.2f} [{low:.2f}, {high:.2f}] of at most {limit / params:.2f}", None))
+                            f"{mean * params:.0f}; {spread(mean, low, high)} of at most {limit / params:.2f}", None))
     return claims
 
 
@@ -714,7 +718,7 @@ def judge_cost(rows):
         draws = cost_exponents(runs)
         low, high = np.percentile(draws[1:], [2.5, 97.5]) if np.isfinite(draws).all() else (np.nan, np.nan)
         rises = beyond(0, low, high, True)
-        found = "too few runs" if np.isnan(low) else f"{draws[0]:.2f} [{low:.2f}, {high:.2f}], n = {len(runs)}"
+        found = "too few runs" if np.isnan(low) else f"{spread(draws[0], low, high)}, n = {len(runs)}"
         claims.append(claim(f"cost of {name} more examples: exponent k in norm ~ D^k", paper, found,
                             rises if paper == "rises" else True if high < bound else False if rises else None))
         bound = draws[0] / 2      # generalizing stays where its exponent is surely below half of that of memorizing
@@ -734,7 +738,7 @@ def judge_ungrokking(settings, rows, curves, now):
     for less in sorted(set(settings.ungrok_data)):
         before, after = (val_acc_at(rows, curves, share, experiment="ungrokking", data=less) for share in (0.5, 1))
         mean, low, high = interval(after)
-        text = f"validation {before.mean():.2f}, by step {2 * settings.steps} {mean:.2f} [{low:.2f}, {high:.2f}]"
+        text = f"validation {before.mean():.2f}, by step {2 * settings.steps} {spread(mean, low, high)}"
         expected = None     # out of range the critical size is a bound
         if now.data[0] <= known and less < known:
             expected = "forgets"
