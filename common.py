@@ -858,19 +858,20 @@ def dip_depths(values, seed=0):
 def dip_interval(values):
     """Depth of the dip of values (sizes, seeds), its index, its 95% interval, and the verdict on it.
 
-    'dip' where the depth is above DIP, of 6 seeds at least, and some triple of sizes surely dips: its difference is above 0
-    by more standard errors than the largest error over all triples has in 97.5% of the draws (max-t), and by how much is the
-    lower end. 'no dip' where the upper end, of the bootstrapped depth, is below DIP (or where fewer than 3 sizes can have
-    none); else, and below 3 seeds, 'undecided'. The squared standard error has 2 / seeds^2 added, since that few seeds did
-    the same does not prove that all do. Fewer than 6 may all fail at one of many sizes by chance.
+    'dip' where the depth is above DIP and some triple of sizes surely dips: its difference is above 0 by more standard
+    errors than the largest error over all triples has in 97.5% of the draws (max-t), and by how much is the lower end.
+    'no dip' where the upper end, of the bootstrapped depth, is below DIP. Else 'undecided', as with fewer than 3 sizes, or
+    fewer than 6 seeds, which may all fail at one of many sizes by chance. That few seeds did the same does not prove that
+    all do: so the squared standard error has 2 / seeds^2 added, and no less than 2 of them count.
     """
-    means, seeds = resampled_means(values), values.shape[-1]
+    means, seeds = resampled_means(values), int(np.isfinite(values).sum(-1).min(initial=values.shape[-1]))
     (depth, where), deep = dip(means[0]), below(means)
-    error = np.sqrt(deep[1:].var(0) * seeds / max(1, seeds - 1) + 2 / seeds**2)
-    most = np.percentile(((deep[1:] - deep[0]) / error).max(-1, initial=0), 97.5)
+    error = np.sqrt(deep[1:].var(0) * seeds / max(1, seeds - 1) + 2 / max(1, seeds)**2)
+    most = np.percentile(((deep[1:] - deep[0]) / error).max(-1, initial=2), 97.5)
     low, high = (deep[0] - most * error).max(initial=0), np.percentile(deep[1:].max(-1, initial=0), 97.5)
-    sure = depth > DIP and low > 0 and seeds >= 6
-    return depth, where, low, high, "dip" if sure else "no dip" if high < DIP else "undecided"
+    if seeds < 6 or len(values) < 3:
+        return depth, where, low, high, "undecided"
+    return depth, where, low, high, "dip" if depth > DIP and low > 0 else "no dip" if high < DIP else "undecided"
 
 
 # claims and files
@@ -1060,14 +1061,14 @@ def command_line(script, doc, experiments):
                             choices=meta["choices"], help=meta["help"])
     parser.add_argument("--out", type=Path, help=f"directory of the results (default: results/{folder}-SCALE)")
     parser.add_argument("--fresh", action="store_true", help="ignore what was saved, and overwrite it")
-    parser.add_argument("--plot-only", action="store_true", help="only redraw the figures of saved results")
+    parser.add_argument("--plot-only", action="store_true", help="only judge and redraw saved results")
     parser.add_argument("--compile", action="store_true",
                         help="torch.compile the training step: pays where a population trains for long")
     options = parser.parse_args(words, argparse.Namespace(command=command))
     if options.fresh and options.plot_only:
         fail("--fresh and --plot-only: one or the other")
     set_up(options)
-    if options.precision == "tf32" and not options.device.startswith("cuda"):
+    if options.precision == "tf32" and not options.device.startswith("cuda") and not options.plot_only:
         fail("--precision tf32: needs --device cuda; allowed on others are float32 and bfloat16")
     options.scale = options.scale or ("paper" if options.device.startswith("cuda") else "quick")
     options.out = options.out or Path("results") / f"{folder}-{options.scale}"
@@ -1088,7 +1089,7 @@ def check(runs):
         if run.memorize > run.p**2:
             fail(f"--memorize {run.memorize}: --p {run.p} has {run.p**2} pairs, so many at most")
         if run.hidden % run.heads:
-            fail(f"--hidden {run.hidden}: must be a multiple of the {run.heads} heads")
+            fail(f"--{'ungrok-' * bool(run.first_data)}hidden {run.hidden}: must be a multiple of the {run.heads} heads")
 
 
 def locked(out):
@@ -1111,8 +1112,9 @@ def begin(options, summary):
     """Begin summary.json, or end with one line: results of another configuration. Returns what was saved, {} for nothing."""
     out, path, wanted, saved = options.out, options.out / "summary.json", summary["configuration"], {}
     if options.fresh:
-        for old in [*out.glob("cache/*.pt"), *out.rglob("*.part"), path, out / "runs.csv", out / "curves.npz"]:
-            old.unlink(missing_ok=True)
+        for pattern in ("cache/*.pt*", "summary.json*", "runs.csv*", "cells.csv*", "curves.npz*"):      # with what a kill left
+            for old in out.glob(pattern):
+                old.unlink(missing_ok=True)
     if path.exists():
         try:
             saved = json.loads(path.read_text())
@@ -1163,10 +1165,11 @@ def report(settings, out, draw, judge):
     """Judge the results in out and write their figures there. Returns the rows and the claims."""
     try:
         rows, curves = read_results(out)
+        cells = summarize(rows)
     except Exception as error:      # csv and numpy raise a dozen kinds on a damaged file
         fail(f"--plot-only: no whole results in {out} ({error}); the same command without it makes them")
     claims = judge(settings, rows, curves)
-    write_table(out / "cells.csv", summarize(rows))
+    write_table(out / "cells.csv", cells)
     for file, figure in draw(settings, rows, curves).items():
         write(out / file, partial(figure.savefig, format="png", dpi=150))
     return rows, claims
@@ -1213,7 +1216,7 @@ def reproduce(script, doc, **experiments):
                                    "run_steps_per_second": options.speed}
             write(options.out / "summary.json", json.dumps(saved | {"claims": claims}, indent=1) + "\n")
         print_results(rows, claims)
-        print(f"\n{time.monotonic() - start:.0f} s; figures, runs.csv, cells.csv, curves.npz and summary.json are in {options.out}")
+        print(f"\n{time.monotonic() - start:.0f} s; figures, tables and summary.json are in {options.out}")
     except KeyboardInterrupt:
         print("\nInterrupted. What is finished is saved; the same command goes on from there.", file=sys.stderr)
         raise SystemExit(130) from None

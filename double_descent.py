@@ -9,13 +9,13 @@ nothing more, then semi-grokking and grokking: validation accuracy dips on the w
     prediction 1    the dip is there for small D and gone for large D
     prediction 2    a harder task, (a + b)^2 mod p, moves the crossing up: at one D it dips deeper than addition
 
-    python double_descent.py                      a laptop's CPU, a minute and a half
+    python double_descent.py                      a laptop's CPU, a minute and a quarter
     python double_descent.py --scale small        p = 59, 11 seeds, up to half an hour on two cores
     python double_descent.py --device cuda        p = 113, the paper's 825 runs
     torchrun --nproc-per-node=8 double_descent.py --scale paper     the same, shared out over GPUs or processes
 
 Expect double_descent.png, one panel per task: each point is a mean over seeds, coloured by the dynamic that most of
-its runs went through, and a verdict on each prediction.
+its runs went through (white: none has most), and a verdict on each prediction.
 """
 # /// script
 # requires-python = ">=3.10"
@@ -73,7 +73,7 @@ def draw_task(top, bottom, rows, task, sizes):
         column = hidden * 1.025 ** (i - (len(sizes) - 1) / 2)      # the seeds of each D in a column of their own
         top.plot(hidden, means[data], color=shade, lw=2.5, zorder=2)
         top.vlines(column, low, high, color=shade, lw=1.5, zorder=2)
-        bottom.plot(hidden, np.nanmean(size_curve(rows, task, data, "train_acc")[1], 1), color=shade, lw=2)
+        bottom.plot(hidden, [interval(seeds)[0] for seeds in size_curve(rows, task, data, "train_acc")[1]], color=shade, lw=2)
         for size, place, mean, each in zip(hidden, column, means[data], values):
             seeds = cells[task, size, data]
             kind = majority(seeds)
@@ -118,7 +118,7 @@ def draw(settings, rows, curves):
     figure.legend(handles=marks, loc="outside lower center", ncols=len(seen), fontsize=9,
                   title="dynamic of most runs (white: none has most; small dots: of each run)")
     finding = ("Wider models can generalize worse before they generalize better" if "dip" in verdicts else
-               "Too few seeds to tell a dip from none" if "undecided" in verdicts else "No dip in this range of hidden sizes")
+               "A dip or none: these runs do not tell" if "undecided" in verdicts else "No dip in this range of hidden sizes")
     figure.suptitle(f"{finding} (mean of {settings.seeds} seeds, 95% interval, step {settings.steps})")
     return {"double_descent.png": figure}
 
@@ -135,7 +135,8 @@ PAPER_ZEROS = {("addition", 2600): (24, 28, 32, 36, 40), ("squared_addition", 30
 def judge_dips(settings, rows):
     """The dip of each curve, {(task, D): (verdict, what was measured)}, and a claim on each.
 
-    No dip does not speak against a shallow one, which may be less deep than what is called a dip here.
+    No dip does not speak against a shallow one, which may be less deep than what is called a dip here. The place of the
+    dip is not judged.
     """
     found, claims = {}, []
     for task, sizes in tasks(settings):

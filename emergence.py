@@ -151,7 +151,8 @@ def draw(settings, rows, curves):
         accuracy.annotate(f"{times(rows, alone, mixed)} the parameters", ((alone * mixed) ** 0.5, 0.5), (0, 6),
                           textcoords="offset points", ha="center",
                           bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1})
-    accuracy.set(xscale="log", ylim=(-0.03, 1.03),
+    label, held = ladder(rows), suppressed(settings, rows)
+    accuracy.set(xscale="log", xlim=(0.8 * min(label), 1.25 * max(label)), ylim=(-0.03, 1.03),
                  ylabel="best validation accuracy on addition\n(line: best seed; hollow: memorization not known)")
     accuracy.legend(fontsize=9)
     loss.axhline(np.log(settings.p), color="#999999", lw=0.8, ls="--")
@@ -161,7 +162,6 @@ def draw(settings, rows, curves):
     share.set(xlabel="parameters", ylabel="generalizing circuit's\nshare of the logits")
     share.xaxis.set_minor_formatter("")
     top = accuracy.secondary_xaxis("top")
-    label, held = ladder(rows), suppressed(settings, rows)
     top.set_xticks(list(label), labels=list(label.values()), fontsize=8)
     top.set_xticks([], minor=True)
     top.set_xlabel("layers × hidden size", fontsize=9)
@@ -264,14 +264,18 @@ def judge_metric(settings, rows):
 
 
 def judge(settings, rows, curves):
-    """The paper's claims on emergence, and one on the metric; a verdict stands if no seed that is left out changes it."""
+    """The paper's claims on emergence, and one on the metric.
+
+    A verdict stands if no seed that is left out changes it; with one seed none does.
+    """
     def judged(lines):
         """The claims, from these rows."""
         return [*judge_suppression(settings, lines), *judge_thresholds(settings, lines), *judge_comparisons(settings, lines),
                 *judge_metric(settings, lines)]
     claims = judged(rows)
     for seed in range(settings.seeds):
-        without = {c["claim"]: c["holds"] for c in judged([line for line in rows if line["seed"] != seed])} if settings.seeds > 1 else {}
+        others = [line for line in rows if line["seed"] != seed]
+        without = {c["claim"]: c["holds"] for c in judged(others)} if others else {}
         for c in claims:
             c["holds"] = c["holds"] if without.get(c["claim"]) == c["holds"] else None
     return claims

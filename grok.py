@@ -101,8 +101,7 @@ def draw_dynamics(settings, rows, curves):
                             color=COLORS.get(majority(lines), "black"))
         column[0].set_ylim(-0.03, 1.03)
         column[1].set_ylim(-0.03, 1.03)
-        column[-1].set_xlabel("optimization step")
-        column[-1].set_xscale("log")
+        column[-1].set(xlabel="optimization step", xscale="log", xlim=(0.7, 1.4 * settings.steps))
     for row, (label, measures) in zip(axes, PANELS):
         row[0].set_ylabel(label)
         if len(measures) > 1:
@@ -228,19 +227,24 @@ PLANES = {
 }
 
 
+def less_data(settings):
+    """The sizes of data to go on with that are less than the largest D, ascending."""
+    return sorted({data for data in settings.ungrok_data if data < max(settings.data)})
+
+
 def phase_grid(settings):
     """The runs: the plane, random labels on all pairs for the capacity (figure 4), and the true ungrokking."""
     if len(set(settings.hidden)) < 2 or len(set(settings.data)) < 2:
         fail("--hidden and --data: at least two values of each are needed for a phase diagram")
-    if max(settings.ungrok_data) > max(settings.data):
-        fail(f"--ungrok-data: at most {max(settings.data)}, the largest of --data, which those runs begin with")
+    if not less_data(settings):
+        fail(f"--ungrok-data: less than {max(settings.data)} is needed, the largest of --data, which those runs begin with")
     side = range(min(settings.seeds, settings.side_seeds))
     diagram = [settings.run("addition", hidden, data, seed, experiment="plane")
                for hidden in settings.hidden for data in settings.data for seed in range(settings.seeds)]
     capacity = [settings.run("random", hidden, settings.p**2, seed, experiment="capacity")
                 for hidden in settings.hidden for seed in side]
     ungrokking = [settings.run("addition", settings.ungrok_hidden, data, seed, experiment="ungrokking", steps=2 * settings.steps,
-                               first_data=max(settings.data)) for data in settings.ungrok_data for seed in side]
+                               first_data=max(settings.data)) for data in less_data(settings) for seed in side]
     return diagram + capacity + ungrokking
 
 
@@ -365,8 +369,8 @@ def cost_exponents(runs, draws=1000):
     count = (weight @ same).clip(1)
     x = x - (weight * x @ same / count) @ same.T                                              # less the mean of its hidden size
     y = y - (weight * y @ same / count) @ same.T
-    spread = (weight * x**2).sum(1)
-    return np.divide((weight * x * y).sum(1), spread, out=np.full(1 + draws, np.nan), where=spread > 1e-9)
+    squares = (weight * x**2).sum(1)
+    return np.divide((weight * x * y).sum(1), squares, out=np.full(1 + draws, np.nan), where=squares > 1e-9)
 
 
 def halves(settings, rows, curves):
@@ -490,12 +494,10 @@ def draw_diagram(settings, rows, now):
     axis.set_ylabel("training examples D", fontsize=13)
     axis.set_xticks(x, labels=map(str, now.hidden))
     axis.tick_params(labelsize=12)
-    size, where = crossing(now.hidden, now.critical[0.5], now.capacity)
-    finding = "Which circuit wins, measured"
-    if np.isfinite(size[0]):
-        finding = f"The curves cross at hidden size {bounded(size, now.hidden)}, D = {bounded(where, now.data)}"
-    axis.set_title(f"{finding}\n(a + b) mod {settings.p} at step {settings.steps}; a cell is divided by its {settings.seeds} seeds; "
-                   "thin lines: 95% interval; circles: crossings", fontsize=12)
+    crossed, = judge_crossing(settings, now)
+    finding = f"The curves cross at {crossed['measured'].split(';')[0]}" if crossed["holds"] else "Which circuit wins, measured"
+    axis.set_title(f"{finding}\n(a + b) mod {settings.p} at step {settings.steps}; a cell is divided by its {settings.seeds} "
+                   "seeds; thin lines: 95% interval; circles: crossings", fontsize=12)
     return figure
 
 
@@ -533,7 +535,7 @@ def draw_critical(axis, settings, found):
 
 def draw_ungrokking(axis, settings, rows, curves):
     """Validation accuracy of runs that go on with less data after half of their steps (Varma et al. 2023), a line per seed."""
-    colors = dict(zip(sorted(settings.ungrok_data), colormaps["viridis"](np.linspace(0, 0.8, len(settings.ungrok_data)))))
+    colors = dict(zip(less_data(settings), colormaps["viridis"](np.linspace(0, 0.8, len(less_data(settings))))))
     for i, line in enumerate(rows):
         if line["experiment"] == "ungrokking":
             axis.plot(curves["step"][i], curves["val_acc_unmirrored"][i], lw=1.2, color=colors[line["data"]],
@@ -544,13 +546,14 @@ def draw_ungrokking(axis, settings, rows, curves):
 
 
 def draw_cost(axis, rows):
-    """The last parameter norm against D, of runs that memorized and of runs that grokked, a line for each hidden size."""
+    """The last parameter norm against D, of runs that memorized and of runs that grokked early, a line for each hidden size."""
     for kind, mark in (("ungrokking", "-^"), ("grokking", "-o")):
         for (h,), lines in by_cell(settled(rows, kind), "hidden").items():
             norms = {d: np.mean([line["norm"] for line in seeds]) for (d,), seeds in sorted(by_cell(lines, "data").items())}
             axis.plot(list(norms), list(norms.values()), mark, color=COLORS[kind])
             axis.annotate(f"  d = {h}", (max(norms), norms[max(norms)]), va="center", fontsize=8, color=COLORS[kind])
-        axis.plot([], [], mark, color=COLORS[kind], label=f"{kind}, a line per hidden size")
+        when = " by half of the steps" if kind == "grokking" else ""
+        axis.plot([], [], mark, color=COLORS[kind], label=f"{kind}{when}, a line per hidden size")
     axis.margins(x=0.12)
     axis.set(xlabel="training examples D", ylabel="parameter norm, last step", title="What a circuit costs: norm against data")
 
@@ -623,10 +626,12 @@ def judge_critical(before, now):
                         f"by {bound}{spread(fall[0], low, high, '{:.0f}')} from d = {now.hidden[first]} to {now.hidden[-1]}",
                         beyond(0, low, high, True)))
     both = sure & within(before.critical[0.5], now.data)
-    moved = (now.critical[0.5][0] / before.critical[0.5][0] - 1)[both]
+    moved = (now.critical[0.5] / before.critical[0.5] - 1)[:, both]                           # (1 + draws, sizes)
+    least, most = np.percentile(moved[1:], [2.5, 97.5], axis=0)
+    converged = False if ((least > 0.02) | (most < -0.02)).any() else True if ((least > -0.02) & (most < 0.02)).all() else None
     claims.append(claim("critical size: change over the second half of the steps", "(converged: 2%)",
-                        ", ".join(f"{change:+.0%} (d = {h})" for h, change in zip(now.hidden[both], moved)) or "none in range",
-                        (abs(moved) < 0.02).all() if len(moved) else None))
+                        ", ".join(f"{change:+.0%} (d = {h})" for h, change in zip(now.hidden[both], moved[0])) or "none in range",
+                        converged if both.any() else None))
     return claims
 
 
@@ -653,6 +658,7 @@ def judge_capacity(settings, rows, curves, before, now):
 def judge_crossing(settings, now):
     """The claim of figure 1 that the two curves cross, once; the place also with mirrored pairs counted once."""
     above, texts = now.capacity[0] > now.critical[0.5][0], []
+    drawn = crossing(now.hidden, now.critical[0.5], now.capacity)[0][1:]
     for capacity in (now.capacity, mirrored_once(now.capacity, settings.p)):
         size, where = crossing(now.hidden, now.critical[0.5], capacity)
         if not np.isfinite(size[0]):
@@ -661,11 +667,13 @@ def judge_crossing(settings, now):
         at = np.searchsorted(now.hidden, size[0])
         params, tried = (parameters(settings.run("addition", sizes, 1, 0)) for sizes in (size, now.hidden))
         bound = "" if within(now.critical[0.5], now.data)[at - 1:at + 1].all() else ", from a critical size out of range"
-        seldom = "" if np.isfinite(size).all() else f" ({np.isfinite(size[1:]).mean():.0%} of the draws)"
+        known = np.isfinite(size[1:]).mean()
+        seldom = f" ({known:.0%} of the draws)" if 0 < known < 1 else ""
         texts.append(f"d = {bounded(size, now.hidden)}, {bounded(params, tried)} parameters, "
                      f"D = {bounded(where, now.data)}{bound}{seldom}")
+    once, surely = np.diff(above).sum() == 1 and above[-1], np.isfinite(drawn).mean() >= 0.95
     return [claim("fig 1: the two curves cross once", "once", "; mirrored pairs counted once: ".join(texts),
-                  np.diff(above).sum() == 1 and above[-1] if curves_known(now) else None)]
+                  None if not curves_known(now) or once and not surely else once)]
 
 
 def judge_zones(settings, rows, now, parts):
@@ -714,12 +722,12 @@ def judge_cost(rows):
     """Claims on what the two circuits cost (paper section 3), with the parameter norm at the last step as the cost."""
     claims, bound = [], np.nan
     for kind, name, paper in (("ungrokking", "memorizing", "rises"), ("grokking", "generalizing", "stays")):
-        runs = settled(rows, kind)
+        runs, early = settled(rows, kind), ", runs that grokked by half of the steps" if kind == "grokking" else ""
         draws = cost_exponents(runs)
         low, high = np.percentile(draws[1:], [2.5, 97.5]) if np.isfinite(draws).all() else (np.nan, np.nan)
         rises = beyond(0, low, high, True)
         found = "too few runs" if np.isnan(low) else f"{spread(draws[0], low, high)}, n = {len(runs)}"
-        claims.append(claim(f"cost of {name} more examples: exponent k in norm ~ D^k", paper, found,
+        claims.append(claim(f"cost of {name} more examples: exponent k in norm ~ D^k{early}", paper, found,
                             rises if paper == "rises" else True if high < bound else False if rises else None))
         bound = draws[0] / 2      # generalizing stays where its exponent is surely below half of that of memorizing
     less = []
@@ -735,7 +743,7 @@ def judge_ungrokking(settings, rows, curves, now):
     """Claims of Varma et al. 2023: a grokked run forgets on fewer examples than the critical size, and not on more."""
     claims, at = [], [i for i, h in enumerate(now.hidden) if h == settings.ungrok_hidden]
     known = now.critical[0.5][0, at[0]] if at else np.nan
-    for less in sorted(set(settings.ungrok_data)):
+    for less in less_data(settings):
         before, after = (val_acc_at(rows, curves, share, experiment="ungrokking", data=less) for share in (0.5, 1))
         mean, low, high = interval(after)
         text = f"validation {before.mean():.2f}, by step {2 * settings.steps} {spread(mean, low, high)}"
