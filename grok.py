@@ -553,9 +553,9 @@ def draw_cost(axis, rows):
             axis.plot(list(norms), list(norms.values()), mark, color=COLORS[kind])
             axis.annotate(f"  d = {h}", (max(norms), norms[max(norms)]), va="center", fontsize=8, color=COLORS[kind])
         when = " by half of the steps" if kind == "grokking" else ""
-        axis.plot([], [], mark, color=COLORS[kind], label=f"{kind}{when}, a line per hidden size")
+        axis.plot([], [], mark, color=COLORS[kind], label=f"{kind}{when}")
     axis.margins(x=0.12)
-    axis.set(xlabel="training examples D", ylabel="parameter norm, last step", title="What a circuit costs: norm against data")
+    axis.set(xlabel="training examples D", ylabel="parameter norm, last step", title="What a circuit costs: norm against data, a line per hidden size")
 
 
 def draw_zones(axis, settings, rows, now, parts):
