@@ -555,7 +555,8 @@ def draw_cost(axis, rows):
         when = " by half of the steps" if kind == "grokking" else ""
         axis.plot([], [], mark, color=COLORS[kind], label=f"{kind}{when}")
     axis.margins(x=0.12)
-    axis.set(xlabel="training examples D", ylabel="parameter norm, last step", title="What a circuit costs: norm against data, a line per hidden size")
+    axis.set(xlabel="training examples D", ylabel="parameter norm, last step",
+             title="What a circuit costs: norm against data, a line per hidden size")
 
 
 def draw_zones(axis, settings, rows, now, parts):
