@@ -1216,7 +1216,7 @@ def results_table():
                 verdict = {True: "yes", False: "**no**", None: "undecided"}[c["holds"]]
                 verdicts["other" if c["paper"].startswith(("-", "(")) else "paper"][verdict] += 1
                 lines.append(f"| {c['claim']} | {c['paper']} | {c['measured']} | {verdict} |")
-    for whose, counts in zip(("**the paper's claims in all**", "not the paper's (in brackets)"), verdicts.values()):
+    for whose, counts in zip(("**rows on the paper's claims, in all**", "rows on others' (in brackets)"), verdicts.values()):
         in_all = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
         lines.append(f"| {whose} | | | {in_all} |")
     return "\n".join(lines) + "\n"
