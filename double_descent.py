@@ -158,7 +158,8 @@ def judge_predictions(settings, rows, found):
     for task, sizes in tasks(settings):
         if len(sizes) > 1:
             verdicts, texts = zip(found[task, sizes[0]], found[task, sizes[-1]])
-            claims.append(claim(f"prediction 1 (fig 6): {task} dips for small D, not for large",
+            figure = " (fig 6)" if task == "addition" else ""
+            claims.append(claim(f"prediction 1{figure}: {task} dips for small D, not for large",
                                 f"dip at {sizes[0]}, no dip at {sizes[-1]}", "; ".join(texts),
                                 None if "undecided" in verdicts else verdicts == ("dip", "no dip")))
     both = sorted(set(settings.squared_data) & set(settings.data))

@@ -871,6 +871,13 @@ def test_a_point_has_the_colour_of_a_majority_or_none():
     assert common.majority(lines) == "grokking" and common.majority(lines[:2]) is None
 
 
+def test_prediction_1_is_judged_on_the_harder_task_too():
+    other = {"addition": "squared_addition", "squared_addition": "addition"}
+    rows = [{**line, "task": other[line["task"]]} for line in made_up_rows(True, False, False)]
+    first, *_ = double_descent.judge(replace(DIPS, data=(60,), squared_data=(40, 60)), rows, {})
+    assert first["claim"].startswith("prediction 1: squared_addition") and first["holds"] is True
+
+
 # the phenomenon, and the script by its real command line
 
 
