@@ -936,8 +936,8 @@ def write_results(out, results):
     write(out / "curves.npz", partial(np.savez_compressed, **curves))
 
 
-def read_results(out):
-    """rows, a list of dicts with numbers as numbers and None for empty, and curves, {measure: (runs, evaluations)}."""
+def read_table(path):
+    """The lines of a CSV file, a list of dicts with numbers as numbers and None for empty."""
     def value(text):
         """A cell of the table as a number where it is one, None where it is empty."""
         for kind in (int, float):
@@ -946,8 +946,13 @@ def read_results(out):
             except ValueError:
                 pass
         return text or None
-    with open(out / "runs.csv", newline="") as file:
-        rows = [{k: value(v) for k, v in line.items()} for line in csv.DictReader(file)]
+    with open(path, newline="") as file:
+        return [{k: value(v) for k, v in line.items()} for line in csv.DictReader(file)]
+
+
+def read_results(out):
+    """rows, the lines of runs.csv, and curves, {measure: (runs, evaluations)}."""
+    rows = read_table(out / "runs.csv")
     with np.load(out / "curves.npz", allow_pickle=False) as saved:
         curves = dict(saved)
     if not rows or len(rows) != len(curves["step"]):
