@@ -1252,6 +1252,9 @@ def test_readme_quotes_the_code_and_shows_figures_that_are_there():
     quoted = [line.strip() for block in blocks for line in block.splitlines() if line.strip()]
     figures = re.findall(r"\]\((figures/[^)]+)\)", readme)
     assert quoted and set(quoted) <= code and figures and all((HERE / figure).exists() for figure in figures)
+    assert {figure.split("/")[1] for figure in figures} == {path.name for path in (HERE / "figures").iterdir()}
+    assert all(f"](#{link}" not in readme or f"\n## {link.replace('-', ' ')}\n" in readme.lower()
+               for link in re.findall(r"\]\(#([^)]+)\)", readme))
 
 
 @pytest.mark.parametrize("script", SCRIPTS[1:])
