@@ -804,7 +804,7 @@ def interval(values):
     return float(means[0]), *map(float, np.percentile(means[1:], [2.5, 97.5]))
 
 
-def spread(mean, low, high, style="{:.2f}"):
+def with_interval(mean, low, high, style="{:.2f}"):
     """'mean [low, high]' as text, without an interval where it is not known."""
     return style.format(mean) + ("" if np.isnan(low) else f" [{style.format(low)}, {style.format(high)}]")
 
@@ -862,7 +862,7 @@ def dip_interval(values):
     errors than the largest error over all triples has in 97.5% of the draws (max-t), and by how much is the lower end.
     'no dip' where the upper end, of the bootstrapped depth, is below DIP. Else 'undecided', as with fewer than 3 sizes, or
     fewer than 6 seeds, which may all fail at one of many sizes by chance. That few seeds did the same does not prove that
-    all do: so the squared standard error has 2 / seeds^2 added, and no less than 2 of them count.
+    all do: so the squared standard error has 2 / seeds^2 added, and at least 2 standard errors are asked for.
     """
     means, seeds = resampled_means(values), int(np.isfinite(values).sum(-1).min(initial=values.shape[-1]))
     (depth, where), deep = dip(means[0]), below(means)
@@ -1086,6 +1086,7 @@ def check(runs):
     """End with one line if a run is impossible."""
     for run in runs:
         data = f"--squared-data {run.data}" if run.task == "squared_addition" else f"--data {run.data}"
+        hidden = f"--ungrok-hidden {run.hidden}" if run.first_data else f"--hidden {run.hidden}"
         if not 1 <= run.data <= run.p**2:
             fail(f"{data}: --p {run.p} has {run.p**2} pairs, 1 to {run.p**2} can train")
         seen = trained(run).view(run.p, run.p)
@@ -1094,7 +1095,7 @@ def check(runs):
         if run.memorize > run.p**2:
             fail(f"--memorize {run.memorize}: --p {run.p} has {run.p**2} pairs, so many at most")
         if run.hidden % run.heads:
-            fail(f"--{'ungrok-' * bool(run.first_data)}hidden {run.hidden}: must be a multiple of the {run.heads} heads")
+            fail(f"{hidden}: must be a multiple of the {run.heads} heads")
 
 
 def locked(out):

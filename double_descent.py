@@ -10,7 +10,7 @@ nothing more, then semi-grokking and grokking: validation accuracy dips on the w
     prediction 2    a harder task, (a + b)^2 mod p, moves the crossing up: at one D it dips deeper than addition
 
     python double_descent.py                      a laptop's CPU, a minute and a quarter
-    python double_descent.py --scale small        p = 59, 11 seeds, up to half an hour on two cores
+    python double_descent.py --scale small        p = 59, 11 seeds, an hour on one core
     python double_descent.py --device cuda        p = 113, the paper's 825 runs
     torchrun --nproc-per-node=8 double_descent.py --scale paper     the same, shared out over GPUs or processes
 
@@ -27,7 +27,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from common import COLORS, FLOOR, Settings, beyond, by_cell, claim, dip_depths, dip_interval, interval, majority, option
-from common import reproduce, size_curve, spread
+from common import reproduce, size_curve, with_interval
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ def draw_task(top, bottom, rows, task, sizes):
         column = hidden * 1.025 ** (i - (len(sizes) - 1) / 2)      # the seeds of each D in a column of their own
         top.plot(hidden, means[data], color=shade, lw=2.5, zorder=2)
         top.vlines(column, low, high, color=shade, lw=1.5, zorder=2)
-        bottom.plot(hidden, [interval(seeds)[0] for seeds in size_curve(rows, task, data, "train_acc")[1]], color=shade, lw=2)
+        train_acc = np.ma.masked_invalid(size_curve(rows, task, data, "train_acc")[1])      # without the runs that diverged
+        bottom.plot(hidden, train_acc.mean(1), color=shade, lw=2)
         for size, place, mean, each in zip(hidden, column, means[data], values):
             seeds = cells[task, size, data]
             kind = majority(seeds)
@@ -144,7 +145,7 @@ def judge_dips(settings, rows):
             hidden, values = size_curve(rows, task, data)
             depth, where, low, high, verdict = dip_interval(values)
             place = f" at d = {hidden[where]}" if where else ""
-            found[task, data] = verdict, f"{verdict}, {spread(depth, low, high)}{place}"
+            found[task, data] = verdict, f"{verdict}, {with_interval(depth, low, high)}{place}"
             paper = PAPER_DIPS.get((task, data), "-") if settings.p == 113 else "-"
             unclear = paper == "-" or verdict == "undecided" or ("shallow" in paper and verdict == "no dip")
             claims.append(claim(f"{task}, D = {data}: depth of the dip, n = {values.shape[1]}", paper, found[task, data][1],
@@ -169,7 +170,7 @@ def judge_predictions(settings, rows, found):
             hard, easy = (size_curve(rows, task, data)[1] for task in ("squared_addition", "addition"))
             difference = dip_depths(hard) - dip_depths(easy, 1)
             low, high = np.percentile(difference[1:], [2.5, 97.5])
-            text.append(f"D = {data}: by {spread(difference[0], low, high)}")
+            text.append(f"D = {data}: by {with_interval(difference[0], low, high)}")
             verdict, _ = found["squared_addition", data]
             deeper.append(True if low > 0 and verdict == "dip" else False if high <= 0 or verdict == "no dip" else None)
         claims.append(claim("prediction 2 (fig 7): at one D the harder task dips deeper", "deeper", ", ".join(text),
@@ -187,7 +188,7 @@ def judge_zeros(settings, rows):
             mean, low, high = interval([np.nanmean(np.array([line["val_acc"] for line in lines], float)) for lines in seeds])
             tried = " ".join(str(size) for size in sizes if size in settings.hidden)
             claims.append(claim(f"{task}, D = {data}, d = {tried}: val_acc, n = {len(seeds)}", f"zero (below {FLOOR})",
-                                spread(mean, low, high), beyond(FLOOR, low, high, False)))
+                                with_interval(mean, low, high), beyond(FLOOR, low, high, False)))
     return claims
 
 

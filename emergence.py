@@ -2,11 +2,11 @@
 
 Addition is learned together with pure memorization: a + b mod p beside a - b with random labels, told apart by the
 operator token. Memorizing the labels takes a memorizing circuit anyway, and a small model then memorizes the additions
-too: addition does not generalize. Only a larger model gets there (a far larger one, says the paper): against size, the
+too: addition does not generalize. Only a larger model gets it back, a far larger one, says the paper: against size, the
 ability looks emergent. Where half of the feed-forward units serve one task and half the other, it should appear earlier.
 
     python emergence.py                     a laptop's CPU, two minutes
-    python emergence.py --scale small       p = 59, three seeds, about half an hour on two cores
+    python emergence.py --scale small       p = 59, three seeds, an hour on one core
     python emergence.py --scale paper --layers 1 1 1 1 --hidden 8 16 32 64 --memorize 3000
                                             p = 113, where addition is lost altogether, an hour on two cores
     python emergence.py --device cuda       p = 113, up to 8 layers of width 1024: hours, it says how many; --layers and
@@ -277,7 +277,8 @@ def judge(settings, rows, curves):
         others = [line for line in rows if line["seed"] != seed]
         without = {c["claim"]: c["holds"] for c in judged(others)} if others else {}
         for c in claims:
-            c["holds"] = c["holds"] if without.get(c["claim"]) == c["holds"] else None
+            if without.get(c["claim"]) != c["holds"]:
+                c["holds"] = None
     return claims
 
 

@@ -13,7 +13,7 @@ generalizes. Which wins, and when, depends on the hidden size and on D:
     python grok.py                        a laptop's CPU, under a minute
     python grok.py --scale paper          p = 113 and the paper's cells
     python grok.py phase                  a laptop's CPU, a minute and a half
-    python grok.py phase --scale small    p = 59, 11 seeds, half an hour on two cores
+    python grok.py phase --scale small    p = 59, 11 seeds, an hour on one core
 
 Expect dynamics.png with one column per dynamic: validation accuracy leaves the floor late or never, while the circuit
 beneath it, measured in the logits, has been growing long before; and progression.png, seed by seed. From phase, expect
@@ -35,7 +35,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from common import COLORS, FLOOR, Settings, beyond, by_cell, claim, count_dynamics, dip_interval, fail, first_step, interval
-from common import majority, option, parameters, reproduce, resampled_means, size_curve, spread
+from common import majority, option, parameters, reproduce, resampled_means, size_curve, with_interval
 
 DYNAMICS = ("progression", "ungrokking", "semi-grokking", "grokking")
 
@@ -154,7 +154,7 @@ def verdict(text, paper, values, bound, above, style):
     count = sum(v is not None for v in values)
     if not count:
         return claim(text, paper, "not reached", None)
-    return claim(text, paper, f"{spread(mean, low, high, style)}, n = {count}", beyond(bound, low, high, above))
+    return claim(text, paper, f"{with_interval(mean, low, high, style)}, n = {count}", beyond(bound, low, high, above))
 
 
 def judge(settings, rows, curves):
@@ -443,6 +443,41 @@ def share_right(pairs):
     return np.mean([predicted == seen for predicted, seen in pairs] or np.nan)
 
 
+# places as text
+
+
+def in_range(value, tried):
+    """A value as text, as a bound where it leaves the range tried."""
+    if np.isnan(value):
+        return "-"
+    return f"> {tried[-1]}" if value > tried[-1] else f"< {tried[0]}" if value < tried[0] else f"{value:.0f}"
+
+
+def bounded(draws, tried):
+    """'estimate [low, high]' of draws (1 + draws,), as bounds where they leave the range tried; of the draws that are known."""
+    if np.isnan(draws[1:]).all():
+        return in_range(draws[0], tried)
+    low, high = np.nanpercentile(draws[1:], [2.5, 97.5])
+    return "{} [{}, {}]".format(*(in_range(value, tried) for value in (draws[0], low, high)))
+
+
+SURE = 0.95      # the share of the draws in which the curves must cross
+
+
+def crossing_place(settings, now, capacity):
+    """Where the critical size and a capacity cross, as text, and the share of the draws in which they do."""
+    size, where = crossing(now.hidden, now.critical[0.5], capacity)
+    share = np.isfinite(size[1:]).mean()
+    if not np.isfinite(size[0]):
+        return "not in this range", share
+    at = np.searchsorted(now.hidden, size[0])
+    params, tried = (parameters(settings.run("addition", sizes, 1, 0)) for sizes in (size, now.hidden))
+    bound = "" if within(now.critical[0.5], now.data)[at - 1:at + 1].all() else ", from a critical size out of range"
+    seldom = f" ({share:.0%} of the draws)" if 0 < share < 1 else ""
+    return (f"d = {bounded(size, now.hidden)}, {bounded(params, tried)} parameters, "
+            f"D = {bounded(where, now.data)}{bound}{seldom}"), share
+
+
 # the figures of phase
 
 
@@ -494,8 +529,8 @@ def draw_diagram(settings, rows, now):
     axis.set_ylabel("training examples D", fontsize=13)
     axis.set_xticks(x, labels=map(str, now.hidden))
     axis.tick_params(labelsize=12)
-    crossed, = judge_crossing(settings, now)
-    finding = f"The curves cross at {crossed['measured'].split(';')[0]}" if crossed["holds"] else "Which circuit wins, measured"
+    place, share = crossing_place(settings, now, now.capacity)
+    finding = f"The curves cross at {place}" if share >= SURE else "Which circuit wins, measured"
     axis.set_title(f"{finding}\n(a + b) mod {settings.p} at step {settings.steps}; a cell is divided by its {settings.seeds} "
                    "seeds; thin lines: 95% interval; circles: crossings", fontsize=12)
     return figure
@@ -535,7 +570,8 @@ def draw_critical(axis, settings, found):
 
 def draw_ungrokking(axis, settings, rows, curves):
     """Validation accuracy of runs that go on with less data after half of their steps (Varma et al. 2023), a line per seed."""
-    colors = dict(zip(less_data(settings), colormaps["viridis"](np.linspace(0, 0.8, len(less_data(settings))))))
+    sizes = less_data(settings)
+    colors = dict(zip(sizes, colormaps["viridis"](np.linspace(0, 0.8, len(sizes)))))
     for i, line in enumerate(rows):
         if line["experiment"] == "ungrokking":
             axis.plot(curves["step"][i], curves["val_acc_unmirrored"][i], lw=1.2, color=colors[line["data"]],
@@ -597,21 +633,6 @@ def draw_phase(settings, rows, curves):
 # the claims of phase
 
 
-def in_range(value, tried):
-    """A value as text, as a bound where it leaves the range tried."""
-    if np.isnan(value):
-        return "-"
-    return f"> {tried[-1]}" if value > tried[-1] else f"< {tried[0]}" if value < tried[0] else f"{value:.0f}"
-
-
-def bounded(draws, tried):
-    """'estimate [low, high]' of draws (1 + draws,), as bounds where they leave the range tried; of the draws that are known."""
-    if np.isnan(draws[1:]).all():
-        return in_range(draws[0], tried)
-    low, high = np.nanpercentile(draws[1:], [2.5, 97.5])
-    return "{} [{}, {}]".format(*(in_range(value, tried) for value in (draws[0], low, high)))
-
-
 def judge_critical(before, now):
     """Claims on the critical size (figure 3)."""
     claims = []
@@ -624,15 +645,16 @@ def judge_critical(before, now):
     low, high = np.percentile(fall[1:], [2.5, 97.5])
     bound = "" if sure[first] and sure[-1] else "at least "
     claims.append(claim("fig 3: the critical size falls with size, where the model can memorize so much", "falls",
-                        f"by {bound}{spread(fall[0], low, high, '{:.0f}')} from d = {now.hidden[first]} to {now.hidden[-1]}",
+                        f"by {bound}{with_interval(fall[0], low, high, '{:.0f}')} "
+                        f"from d = {now.hidden[first]} to {now.hidden[-1]}",
                         beyond(0, low, high, True)))
     both = sure & within(before.critical[0.5], now.data)
     moved = (now.critical[0.5] / before.critical[0.5] - 1)[:, both]                           # (1 + draws, sizes)
-    least, most = np.percentile(moved[1:], [2.5, 97.5], axis=0)
-    converged = False if ((least > 0.02) | (most < -0.02)).any() else True if ((least > -0.02) & (most < 0.02)).all() else None
+    low, high = np.percentile(moved[1:], [2.5, 97.5], axis=0)
+    still, moving = (low > -0.02) & (high < 0.02), (low > 0.02) | (high < -0.02)
+    changes = [f"{with_interval(*change, '{:+.0%}')} (d = {h})" for h, *change in zip(now.hidden[both], moved[0], low, high)]
     claims.append(claim("critical size: change over the second half of the steps", "(converged: 2%)",
-                        ", ".join(f"{change:+.0%} (d = {h})" for h, change in zip(now.hidden[both], moved[0])) or "none in range",
-                        converged if both.any() else None))
+                        ", ".join(changes) or "none in range", False if moving.any() else True if both.any() and still.all() else None))
     return claims
 
 
@@ -652,29 +674,18 @@ def judge_capacity(settings, rows, curves, before, now):
         bits, limit = capacity_bits(settings.p, most_known(rows, curves, h)[1]), capacity_bits(settings.p, 0)
         mean, low, high = np.array(interval(bits)) / params
         claims.append(claim(f"capacity at d = {h}: bits; bits a parameter (elsewhere 2 to 3.6)", "-",
-                            f"{mean * params:.0f}; {spread(mean, low, high)} of at most {limit / params:.2f}", None))
+                            f"{mean * params:.0f}; {with_interval(mean, low, high)} of at most {limit / params:.2f}", None))
     return claims
 
 
 def judge_crossing(settings, now):
     """The claim of figure 1 that the two curves cross, once; the place also with mirrored pairs counted once."""
-    above, texts = now.capacity[0] > now.critical[0.5][0], []
-    drawn = crossing(now.hidden, now.critical[0.5], now.capacity)[0][1:]
-    for capacity in (now.capacity, mirrored_once(now.capacity, settings.p)):
-        size, where = crossing(now.hidden, now.critical[0.5], capacity)
-        if not np.isfinite(size[0]):
-            texts.append("not in this range")
-            continue
-        at = np.searchsorted(now.hidden, size[0])
-        params, tried = (parameters(settings.run("addition", sizes, 1, 0)) for sizes in (size, now.hidden))
-        bound = "" if within(now.critical[0.5], now.data)[at - 1:at + 1].all() else ", from a critical size out of range"
-        known = np.isfinite(size[1:]).mean()
-        seldom = f" ({known:.0%} of the draws)" if 0 < known < 1 else ""
-        texts.append(f"d = {bounded(size, now.hidden)}, {bounded(params, tried)} parameters, "
-                     f"D = {bounded(where, now.data)}{bound}{seldom}")
-    once, surely = np.diff(above).sum() == 1 and above[-1], np.isfinite(drawn).mean() >= 0.95
-    return [claim("fig 1: the two curves cross once", "once", "; mirrored pairs counted once: ".join(texts),
-                  None if not curves_known(now) or once and not surely else once)]
+    above = now.capacity[0] > now.critical[0.5][0]
+    once = np.diff(above).sum() == 1 and above[-1]
+    place, share = crossing_place(settings, now, now.capacity)
+    mirrored, _ = crossing_place(settings, now, mirrored_once(now.capacity, settings.p))
+    return [claim("fig 1: the two curves cross once", "once", f"{place}; mirrored pairs counted once: {mirrored}",
+                  None if not curves_known(now) or once and share < SURE else once)]
 
 
 def judge_zones(settings, rows, now, parts):
@@ -727,7 +738,7 @@ def judge_cost(rows):
         draws = cost_exponents(runs)
         low, high = np.percentile(draws[1:], [2.5, 97.5]) if np.isfinite(draws).all() else (np.nan, np.nan)
         rises = beyond(0, low, high, True)
-        found = "too few runs" if np.isnan(low) else f"{spread(draws[0], low, high)}, n = {len(runs)}"
+        found = "too few runs" if np.isnan(low) else f"{with_interval(draws[0], low, high)}, n = {len(runs)}"
         claims.append(claim(f"cost of {name} more examples: exponent k in norm ~ D^k{early}", paper, found,
                             rises if paper == "rises" else True if high < bound else False if rises else None))
         bound = draws[0] / 2      # generalizing stays where its exponent is surely below half of that of memorizing
@@ -747,7 +758,7 @@ def judge_ungrokking(settings, rows, curves, now):
     for less in less_data(settings):
         before, after = (val_acc_at(rows, curves, share, experiment="ungrokking", data=less) for share in (0.5, 1))
         mean, low, high = interval(after)
-        text = f"validation {before.mean():.2f}, by step {2 * settings.steps} {spread(mean, low, high)}"
+        text = f"validation {before.mean():.2f}, by step {2 * settings.steps} {with_interval(mean, low, high)}"
         expected = None     # out of range the critical size is a bound
         if now.data[0] <= known and less < known:
             expected = "forgets"
