@@ -654,7 +654,8 @@ def judge_critical(before, now):
     still, moving = (low > -0.02) & (high < 0.02), (low > 0.02) | (high < -0.02)
     changes = [f"{with_interval(*change, '{:+.0%}')} (d = {h})" for h, *change in zip(now.hidden[both], moved[0], low, high)]
     claims.append(claim("critical size: change over the second half of the steps", "(converged: 2%)",
-                        ", ".join(changes) or "none in range", False if moving.any() else True if both.any() and still.all() else None))
+                        ", ".join(changes) or "none in range",
+                        False if moving.any() else True if both.any() and still.all() else None))
     return claims
 
 
