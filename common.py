@@ -20,13 +20,13 @@ import json
 import math
 import os
 import platform
+import signal
 import sqlite3
 import sys
 import threading
 import time
 import zipfile
 from collections import Counter, defaultdict
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from functools import partial
@@ -36,6 +36,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 from matplotlib import colormaps          # noqa: F401, this and the next three for the scripts when pasted behind this file
 from matplotlib.figure import Figure      # noqa: F401
@@ -514,7 +515,7 @@ def train(runs, device, compiled=False, checkpoint=None, tick=lambda step, measu
     """
     on_gpu = device.startswith("cuda")
     if on_gpu:
-        torch.cuda.set_device(torch.empty(0, device=device).device)      # each thread has its own current device
+        torch.cuda.set_device(torch.empty(0, device=device).device)      # a graph is captured on the current device
     run, model = runs[0], Transformer(runs).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=run.lr, betas=(0.9, 0.98), eps=run.eps,
                                   weight_decay=run.weight_decay, fused=True)
@@ -619,8 +620,12 @@ def train_to_cache(population, options, tick):
     """Train a population, or go on with one, and save its histories; in halves where the device's memory is too small."""
     name = hashlib.sha256(repr(population).encode()).hexdigest()[:16]
     checkpoint = options.out / "cache" / f"unfinished-{name}.pt"
+
+    def tell(step, measures):
+        """How far the population is."""
+        tick(population, step, float(measures["train_acc"].mean()), float(measures["val_acc"].mean()))
     try:
-        history = train(population, options.device, options.compile, checkpoint, partial(tick, population))
+        history = train(population, options.device, options.compile, checkpoint, tell)
     except torch.cuda.OutOfMemoryError:
         history = None      # halved below, when what the exception holds is freed
     if history:
@@ -636,6 +641,65 @@ def train_to_cache(population, options, tick):
         torch.cuda.empty_cache()
         for half in (population[::2], population[1::2]):
             train_to_cache(half, options, tick)
+
+
+def start_method():
+    """How a process for training begins: by fork, by spawn, or None, not at all.
+
+    A fork begins at once, in a notebook too, but is not safe everywhere: not on macOS, nor beside a GPU, where autograd has
+    threads. A spawned process imports this file, and can't where it was pasted.
+    """
+    if sys.platform == "linux" and not torch.cuda.is_available():
+        return "fork"
+    return "spawn" if __name__ == "common" else None
+
+
+def worker(populations, todo, news, options):
+    """A process that trains the populations whose numbers it takes from todo, up to a None."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)       # it ends with the process that began it, however that ends
+    threading.Thread(target=lambda: (mp.parent_process().join(), os._exit(1)), daemon=True).start()
+    torch.set_num_threads(1)
+    try:
+        for i in iter(todo.get, None):
+            train_to_cache(populations[i], options, lambda _, *report: news.put((i, *report)))
+    except OSError as error:
+        news.put(error)
+
+
+def train_all(populations, options, tick):
+    """Train populations to the cache, in options.workers processes, each takes the next: the dearest should be first.
+
+    Processes and not threads, which wait for each other's Python: a quarter of the time where models are small.
+    """
+    count = min(options.workers, len(populations))
+    if count < 2:
+        for population in populations:
+            train_to_cache(population, options, tick)
+        return
+    context = mp.get_context(start_method())
+    todo, news = context.SimpleQueue(), context.SimpleQueue()
+    processes = [context.Process(target=worker, args=(populations, todo, news, options)) for _ in range(count)]
+    try:
+        for process in processes:
+            process.start()
+        for i in [*range(len(populations)), *[None] * count]:
+            todo.put(i)
+        status = [None]
+        while None in status:
+            time.sleep(0.05)
+            status = [process.exitcode for process in processes]      # before the news, so that none is missed
+            while not news.empty():
+                report = news.get()
+                if isinstance(report, OSError):
+                    raise report
+                tick(populations[report[0]], *report[1:])
+            if any(status):
+                raise ChildProcessError(f"a training process ended with status {min(filter(None, status))}")
+    finally:
+        for process in processes:
+            if process.pid:
+                process.kill()
+                process.join()
 
 
 def run_steps(begun):
@@ -655,9 +719,9 @@ def progress(begun, mine, seconds):
 def sweep(runs, options):
     """Train the runs that the cache does not hold. Returns {run: history}, a history a dict of arrays (evaluations,).
 
-    On a CPU each thread trains a population, which is faster than all threads on one. Under torchrun the ranks divide
-    the populations among them and have a file system in common; rank 0 returns the results, the others None. Either way
-    the results are the same (on CUDA up to rounding, where it packs otherwise).
+    Under torchrun the ranks divide the populations among them and have a file system in common; rank 0 returns the results,
+    the others None. However many processes there are, the results are the same (on CUDA up to rounding, where it packs
+    otherwise).
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     folder, start = options.out / "cache", time.monotonic()
@@ -669,31 +733,22 @@ def sweep(runs, options):
     expected = expected_seconds(mine, options)
     if expected > 60:
         print(f"expect about {timedelta(seconds=round(expected, -1))} of training", file=sys.stderr, flush=True)
-    at, shown, live, stop = {}, 0.0, sys.stderr.isatty(), threading.Event()
+    at, shown, live = {}, 0.0, sys.stderr.isatty()
     # at: {first run of a population: (population, share done before this start, share done now)}
 
-    def tick(population, step, measures):
-        """After each evaluation: end if the sweep was stopped, else show how far it is."""
+    def tick(population, step, train_acc, val_acc):
+        """After each evaluation: show how far the sweep is."""
         nonlocal shown
-        if stop.is_set():
-            raise KeyboardInterrupt
         run, now, seconds = population[0], step / population[0].steps, time.monotonic() - start
         before = at[run][1] if run in at else now
         at[run] = (population, before, now)
         if step and seconds - shown >= (0.2 if live else 30):
             shown = seconds
             line = (f"{progress(list(at.values()), mine, seconds)} | hidden {run.hidden}, D {run.data}, step {step}: "
-                    f"train {measures['train_acc'].mean():.2f}, val {measures['val_acc'].mean():.2f}")
+                    f"train {train_acc:.2f}, val {val_acc:.2f}")
             print(f"\r\033[K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
 
-    with ThreadPoolExecutor(options.workers) as pool:
-        try:
-            for future in as_completed([pool.submit(train_to_cache, population, options, tick) for population in mine]):
-                future.result()
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
+    train_all(mine, options, tick)
     if live:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
     # in a file, since gloo may abort at exit where it has sent a tensor
@@ -1014,7 +1069,7 @@ def value_of(kind, minimum):
 def machine_options(parser):
     """The options that every command has: --device and --threads."""
     parser.add_argument("--device", default="auto", help="auto (cuda, then cpu), cpu, cuda, cuda:1, mps")
-    parser.add_argument("--threads", type=value_of(int, 1), help="CPU threads, each trains a population (default: one a core)")
+    parser.add_argument("--threads", type=value_of(int, 1), help="CPU threads, each in a process of its own (default: one a core)")
 
 
 def set_up(options):
@@ -1034,7 +1089,7 @@ def set_up(options):
              "and cuda, cuda:N or mps where there is one")
     if options.device.startswith("cpu:"):       # another name of the same device
         options.device = "cpu"
-    options.workers = (options.threads or THREADS) if options.device == "cpu" else 1
+    options.workers = (options.threads or THREADS) if options.device == "cpu" and start_method() else 1
     torch.set_num_threads(1)
     if options.device.startswith("cuda"):
         torch.cuda.set_device(options.device)
@@ -1227,7 +1282,8 @@ def reproduce(script, doc, **experiments):
         print("\nInterrupted. What is finished is saved; the same command goes on from there.", file=sys.stderr)
         raise SystemExit(130) from None
     except OSError as error:
-        print(f"{script}: error: --out {options.out}: {error.strerror or error}; what is finished is saved", file=sys.stderr)
+        what = error if isinstance(error, ChildProcessError) else f"--out {options.out}: {error.strerror or error}"
+        print(f"{script}: error: {what}; what is finished is saved", file=sys.stderr)
         raise SystemExit(1) from None
     finally:
         if lock:
@@ -1283,7 +1339,7 @@ def benchmark():
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     options = parser.parse_args()
     set_up(options)
-    torch.set_num_threads(options.workers)
+    torch.set_num_threads(options.threads or THREADS)
     device, count = options.device, options.runs or (2 if options.device == "cpu" else 11)
     runs = [Run("addition", options.p, options.hidden, options.data, seed, 1, 1e-3, 1.0) for seed in range(count)]
     check(runs)

@@ -5,8 +5,11 @@ import gc
 import io
 import json
 import math
+import multiprocessing
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import weakref
@@ -29,6 +32,7 @@ from common import Population, Run, Transformer
 
 HERE = Path(__file__).parent
 SCRIPTS = ["common.py", "grok.py", "double_descent.py", "emergence.py"]
+FORKS = pytest.mark.skipif(common.start_method() != "fork", reason="patches what another process inherits")
 TINY = ["--device", "cpu", "--threads", "1", "--p", "11", "--steps", "30",
         "--hidden", "4", "8", "8", "16", "--data", "60", "40", "50", "50"]
 
@@ -1037,24 +1041,29 @@ def test_two_processes_with_the_same_out(finished):
     one_clear_line(second, "in use")
 
 
-def test_full_disk_ends_in_one_line(tmp_path):
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=FORKS)])
+def test_full_disk_ends_in_one_line(threads, tmp_path):
     resource = pytest.importorskip("resource")
-
-    def small_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
-    done = command(*TINY, "--out", tmp_path / "out", preexec_fn=small_files)
-    assert done.returncode == 1 and "--out" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+    try:
+        done = here(*TINY, "--threads", threads, "--out", tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "--out" in done.stderr and not list(tmp_path.glob("*.csv"))
 
 
 INTERRUPTED = """
 import os, signal, sys
 import common, grok
 
+main = os.getpid()
+
 def write(path, content, real=common.write, calls=[]):
     calls.append(path)
-    if len(calls) == {call}:
+    if len(calls) == {call} and os.getpid() {where} main:
         path.with_name(path.name + ".part").write_text("half a file")
-        os.kill(os.getpid(), signal.{how})
+        os.kill(main, signal.{how})
     real(path, content)
 
 common.write, common.CHECKPOINT_SECONDS, sys.argv[0] = write, 0, "grok.py"
@@ -1062,19 +1071,58 @@ grok.main()
 """
 
 
-def interrupted(call, how, *arguments, script="grok"):
-    """Run a script that sends itself the signal when it writes its call-th file."""
-    return python("-c", INTERRUPTED.format(call=call, how=how).replace("grok", script), *arguments)
+def interrupted(call, how, *arguments, script="grok", where="=="):
+    """Run a script that gets the signal when it, or where != a process that it began, writes its call-th file.
+
+    It returns when the last of these processes has ended.
+    """
+    return python("-c", INTERRUPTED.format(call=call, how=how, where=where).replace("grok", script), *arguments)
 
 
-def test_killed_at_any_moment_the_same_command_goes_on_to_the_same_bytes(finished, tmp_path):
-    for call, how, status in ((30, "SIGINT", 130), (8, "SIGKILL", -9)):
-        done = interrupted(call, how, *TINY, "--seeds", 2, "--out", tmp_path)
-        assert done.returncode == status and (how == "SIGKILL" or "goes on" in done.stderr.splitlines()[-1])
-        assert list(tmp_path.glob("cache/unfinished-*.pt")) and not (tmp_path / "runs.csv").exists()
-    assert here(*TINY, "--seeds", 2, "--out", tmp_path).returncode == 0
+def goes_on(finished, out):
+    """What an interrupted command left is not whole, and the same command makes the rows of one never interrupted."""
+    assert list(out.glob("cache/unfinished-*.pt")) and not (out / "runs.csv").exists()
+    assert here(*TINY, "--seeds", 2, "--out", out).returncode == 0
+    assert (out / "runs.csv").read_bytes() == (finished[0] / "runs.csv").read_bytes()
+    assert not list(out.glob("cache/unfinished-*.pt"))
+
+
+@pytest.mark.parametrize("threads, where", [(1, "=="), pytest.param(2, "!=", marks=FORKS)])
+def test_killed_at_any_moment_the_same_command_goes_on_to_the_same_bytes(finished, tmp_path, threads, where):
+    done = interrupted(8, "SIGKILL", *TINY, "--seeds", 2, "--threads", threads, "--out", tmp_path, where=where)
+    assert done.returncode == -9 and not done.stderr
+    goes_on(finished, tmp_path)
+
+
+@pytest.mark.parametrize("threads, whom, how, status, said", [
+    (1, os.getpid, "SIGINT", 130, "goes on from there"),
+    pytest.param(2, os.getppid, "SIGINT", 130, "goes on from there", marks=FORKS),
+    pytest.param(2, os.getpid, "SIGKILL", 1, "status -9; what is finished is saved", marks=FORKS)])
+def test_stopped_it_says_so_and_goes_on_to_the_same_bytes(finished, tmp_path, capfd, threads, whom, how, status, said):
+    calls, main = multiprocessing.Value("i", 0), os.getpid()       # calls of all processes
+
+    def write(path, content, real=common.write):
+        with calls.get_lock():
+            calls.value += 1
+            eighth = calls.value == 8
+        if eighth and (os.getpid() == main) == (threads == 1):
+            os.kill(whom(), getattr(signal, how))
+        real(path, content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common, "write", write)
+        patch.setattr(common, "CHECKPOINT_SECONDS", 0)
+        done = here(*TINY, "--seeds", 2, "--threads", threads, "--out", tmp_path)
+    assert done.returncode == status and said in done.stderr and done.stderr.strip().count("\n") == 0
+    assert capfd.readouterr().err == ""     # nor is there anything from another process
+    goes_on(finished, tmp_path)
+
+
+def test_spawned_processes_give_the_same_bytes(finished, tmp_path, monkeypatch):
+    begun, real = [], common.mp.get_context
+    monkeypatch.setattr(common, "start_method", lambda: "spawn")
+    monkeypatch.setattr(common.mp, "get_context", lambda method: begun.append(method) or real(method))
+    assert here(*TINY, "--threads", 2, "--seeds", 2, "--out", tmp_path).returncode == 0 and begun == ["spawn"]
     assert (tmp_path / "runs.csv").read_bytes() == (finished[0] / "runs.csv").read_bytes()
-    assert not list(tmp_path.glob("cache/unfinished-*.pt"))
 
 
 def test_double_descent_by_its_command_line(tmp_path):
@@ -1118,7 +1166,7 @@ def test_two_ranks_one_of_them_killed_give_the_results_of_one_process(tmp_path):
                  "--data", 40, "--squared-data", 60]
     launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "--"]
     assert here(*arguments, "--out", tmp_path / "one", script=double_descent).returncode == 0
-    killed = INTERRUPTED.format(call=8, how="SIGKILL").replace("grok", "double_descent")
+    killed = INTERRUPTED.format(call=8, how="SIGKILL", where="==").replace("grok", "double_descent")
     (tmp_path / "killed.py").write_text(f"import os, sys\nsys.path.append({str(HERE)!r})\n" + killed.replace(
         "if len(calls)", "if os.environ['RANK'] == '1' and len(calls)"))
     done = python(*launch, tmp_path / "killed.py", *arguments, "--out", tmp_path / "two")
@@ -1137,7 +1185,7 @@ def test_out_of_memory_packs_less(tmp_path, monkeypatch):
             raise torch.cuda.OutOfMemoryError("too much")
         return real(runs, *rest)
     monkeypatch.setattr(common, "train", small)
-    options = type("Options", (), {"out": tmp_path, "device": "cpu", "compile": False, "workers": 2})
+    options = type("Options", (), {"out": tmp_path, "device": "cpu", "compile": False, "workers": 1})
     (tmp_path / "cache").mkdir()
     assert list(common.sweep(runs_of(7, steps=5), options)) == runs_of(7, steps=5)
 
