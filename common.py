@@ -590,11 +590,13 @@ def work(population):
 
 
 def expected_seconds(populations, options):
-    """How long they take to train: three times their work at the speed of a float32 matrix product here.
+    """How long they take to train: three times their work at the speed of a matrix product here, at their precision.
 
     Within a factor of two on a CPU; on a GPU, where small models wait for kernels to start, longer.
     """
-    x, weight = torch.randn(2048, 512, device=options.device), torch.randn(512, 512, device=options.device)
+    torch.set_float32_matmul_precision("high" if options.precision == "tf32" else "highest")
+    kind = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
+    x, weight = (torch.randn(n, 512, device=options.device, dtype=kind) for n in (2048, 512))
     seconds = seconds_per_call({"product": lambda: x @ weight}, options.device, 5)["product"]
     return 3 * sum(map(work, populations)) * seconds / (2 * 2048 * 512 * 512) / options.workers
 
@@ -658,6 +660,7 @@ def worker(populations, todo, news, options):
     """A process that trains the populations whose numbers it takes from todo, up to a None."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)       # it ends with the process that began it, however that ends
     threading.Thread(target=lambda: (mp.parent_process().join(), os._exit(1)), daemon=True).start()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""            # else AdamW starts a GPU that it does not need (torch 2.12)
     torch.set_num_threads(1)
     try:
         for i in iter(todo.get, None):
@@ -1069,7 +1072,7 @@ def value_of(kind, minimum):
 def machine_options(parser):
     """The options that every command has: --device and --threads."""
     parser.add_argument("--device", default="auto", help="auto (cuda, then cpu), cpu, cuda, cuda:1, mps")
-    parser.add_argument("--threads", type=value_of(int, 1), help="CPU threads, each in a process of its own (default: one a core)")
+    parser.add_argument("--threads", type=value_of(int, 1), help="CPU threads, each a process of its own (default: one a core)")
 
 
 def set_up(options):

@@ -1185,7 +1185,7 @@ def test_out_of_memory_packs_less(tmp_path, monkeypatch):
             raise torch.cuda.OutOfMemoryError("too much")
         return real(runs, *rest)
     monkeypatch.setattr(common, "train", small)
-    options = type("Options", (), {"out": tmp_path, "device": "cpu", "compile": False, "workers": 1})
+    options = type("Options", (), {"out": tmp_path, "device": "cpu", "compile": False, "workers": 1, "precision": None})
     (tmp_path / "cache").mkdir()
     assert list(common.sweep(runs_of(7, steps=5), options)) == runs_of(7, steps=5)
 
@@ -1318,7 +1318,7 @@ def test_names_of_a_script_stand_in_common_or_are_its_own(script):
     assert all(node.lineno == node.end_lineno for node in imports)
 
 
-def test_pasted_into_one_notebook(tmp_path, monkeypatch):
+def test_pasted_into_one_notebook(tmp_path, monkeypatch, capsys):
     def imports(line):
         return re.match(r"(from \S+ )?import ", line)
     source = (HERE / "common.py").read_text()
@@ -1332,11 +1332,11 @@ def test_pasted_into_one_notebook(tmp_path, monkeypatch):
         exec(script.replace("main()\n", "", 0).replace('if __name__ == "__main__":\n    main()', ""), cell)
         small = cell["Cells"](p=11, seeds=1, steps=20, lr=1e-2, weight_decay=1.0,
                               hidden=(4, 8, 8, 16), data=(60, 40, 50, 50))
-        cell["PRESETS"].update(quick=small)
+        cell["PRESETS"].update(quick=small, paper=small)      # paper is the default where there is a GPU
         cell["main"]()
     finally:
         sys.modules["__main__"] = main
-    assert (tmp_path / "results" / "grok-quick" / "dynamics.png").exists()
+    assert len(list(tmp_path.glob("results/grok-*/dynamics.png"))) == 1 and "no CUDA graph" not in capsys.readouterr().err
 
 
 def test_benchmark_prints_json_last():
