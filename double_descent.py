@@ -62,6 +62,8 @@ def grid(settings):
 
 # the figure
 
+RING = {"facecolors": "none", "edgecolors": "black", "lw": 2, "zorder": 5}      # around a dip
+
 
 def draw_task(top, bottom, rows, task, sizes):
     """A task's validation accuracy, and training accuracy beneath, a curve for each D. Returns the verdicts on their dips."""
@@ -83,8 +85,7 @@ def draw_task(top, bottom, rows, task, sizes):
         _, where, _, _, verdict = dip_interval(values)
         verdicts.add(verdict)
         if verdict == "dip":
-            top.annotate("dip", (hidden[where], means[data][where]), (0, 45), textcoords="offset points", ha="center",
-                         fontsize=13, arrowprops={"arrowstyle": "->"})
+            top.scatter(hidden[where], means[data][where], s=280, **RING)
     for data in means:      # label a curve where it is farthest from the others
         others = [abs(means[data] - means[other]) for other in means if other != data]
         apart = np.min(others, 0) if others else -abs(np.arange(len(hidden)) - len(hidden) // 2)
@@ -116,7 +117,9 @@ def draw(settings, rows, curves):
     axes[1, 0].set_ylabel("training accuracy")
     seen = [kind for kind in COLORS if any(line["dynamic"] == kind for line in rows)]
     marks = [axes[0, -1].scatter([], [], c=COLORS[kind], s=45, label=kind) for kind in seen]
-    figure.legend(handles=marks, loc="outside lower center", ncols=len(seen), fontsize=9,
+    if "dip" in verdicts:
+        marks.append(axes[0, -1].scatter([], [], s=120, label="a dip", **RING))
+    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), fontsize=10,
                   title="dynamic of most runs (white: none has most; small dots: of each run)")
     finding = ("Wider models can generalize worse before they generalize better" if "dip" in verdicts else
                "A dip or none: these runs do not tell" if "undecided" in verdicts else "No dip in this range of hidden sizes")
