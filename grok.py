@@ -12,7 +12,7 @@ generalizes. Which wins, and when, depends on the hidden size and on D:
 
     python grok.py                        a laptop's CPU, under a minute
     python grok.py --scale paper          p = 113 and the paper's cells
-    python grok.py phase                  a laptop's CPU, a minute and a half
+    python grok.py phase                  a laptop's CPU, about a minute
     python grok.py phase --scale small    p = 59, 11 seeds, an hour on one core
 
 Expect dynamics.png with one column per dynamic: validation accuracy leaves the floor late or never, while the circuit
