@@ -670,7 +670,7 @@ def worker(populations, todo, news, options):
 
 
 def train_all(populations, options, tick):
-    """Train populations to the cache, in options.workers processes, each takes the next: the dearest should be first.
+    """Train populations to the cache, in options.workers processes or in this one; each takes the next, the dearest first.
 
     Processes and not threads, which wait for each other's Python: a quarter of the time where models are small.
     """
@@ -913,21 +913,26 @@ def dip_depths(values, seed=0):
     return below(resampled_means(values, seed)).max(-1, initial=0)
 
 
+def judgeable(values):
+    """Whether values (sizes, seeds) are enough for a verdict on a dip, both ways: 3 sizes, and 6 seeds known at each."""
+    return len(values) >= 3 and np.isfinite(values).sum(-1).min() >= 6
+
+
 def dip_interval(values):
     """Depth of the dip of values (sizes, seeds), its index, its 95% interval, and the verdict on it.
 
     'dip' where the depth is above DIP and some triple of sizes surely dips: its difference is above 0 by more standard
     errors than the largest error over all triples has in 97.5% of the draws (max-t), and by how much is the lower end.
-    'no dip' where the upper end, of the bootstrapped depth, is below DIP. Else 'undecided', as with fewer than 3 sizes, or
-    fewer than 6 seeds, which may all fail at one of many sizes by chance. That few seeds did the same does not prove that
-    all do: so the squared standard error has 2 / seeds^2 added, and at least 2 standard errors are asked for.
+    'no dip' where the upper end, of the bootstrapped depth, is below DIP. Else 'undecided', as with too few to judge: a few
+    seeds may all fail at one of many sizes by chance. That few seeds did the same does not prove that all do: so the squared
+    standard error has 2 / seeds^2 added, and at least 2 standard errors are asked for.
     """
     means, seeds = resampled_means(values), int(np.isfinite(values).sum(-1).min(initial=values.shape[-1]))
     (depth, where), deep = dip(means[0]), below(means)
     error = np.sqrt(deep[1:].var(0) * seeds / max(1, seeds - 1) + 2 / max(1, seeds)**2)
     most = np.percentile(((deep[1:] - deep[0]) / error).max(-1, initial=2), 97.5)
     low, high = (deep[0] - most * error).max(initial=0), np.percentile(deep[1:].max(-1, initial=0), 97.5)
-    if seeds < 6 or len(values) < 3:
+    if not judgeable(values):
         return depth, where, low, high, "undecided"
     return depth, where, low, high, "dip" if depth > DIP and low > 0 else "no dip" if high < DIP else "undecided"
 

@@ -26,8 +26,8 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from common import COLORS, FLOOR, Settings, beyond, by_cell, claim, dip_depths, dip_interval, interval, majority, option
-from common import reproduce, size_curve, with_interval
+from common import COLORS, FLOOR, Settings, beyond, by_cell, claim, dip_depths, dip_interval, interval, judgeable, majority
+from common import option, reproduce, size_curve, with_interval
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def draw(settings, rows, curves):
     """Figures 6 and 7: validation accuracy, and training accuracy beneath, against hidden size; a panel per task."""
     figure = Figure(figsize=(13.4, 6.4), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 1))
-    axes[1, 0].set_xscale("log")
+    axes[1, 0].set(xscale="log", xlim=(min(settings.hidden) / 1.15, max(settings.hidden) * 1.15))
     formula = {"addition": f"(a + b) mod {settings.p}", "squared_addition": f"(a + b)$^2$ mod {settings.p}"}
     verdicts = set()
     for (top, bottom), (task, sizes) in zip(axes.T, tasks(settings)):
@@ -175,7 +175,8 @@ def judge_predictions(settings, rows, found):
             low, high = np.percentile(difference[1:], [2.5, 97.5])
             text.append(f"D = {data}: by {with_interval(difference[0], low, high)}")
             verdict, _ = found["squared_addition", data]
-            deeper.append(True if low > 0 and verdict == "dip" else False if high <= 0 or verdict == "no dip" else None)
+            less = high <= 0 and judgeable(hard) and judgeable(easy)
+            deeper.append(True if low > 0 and verdict == "dip" else False if less or verdict == "no dip" else None)
         claims.append(claim("prediction 2 (fig 7): at one D the harder task dips deeper", "deeper", ", ".join(text),
                             True in deeper or (None if None in deeper else False)))
     return claims

@@ -875,6 +875,12 @@ def test_a_point_has_the_colour_of_a_majority_or_none():
     assert common.majority(lines) == "grokking" and common.majority(lines[:2]) is None
 
 
+@pytest.mark.parametrize("few", [{"hidden": 32}, {"seed": 0}])
+def test_one_size_or_one_seed_decides_nothing(few):
+    rows = [line for line in made_up_rows(True, False, False) if all(line[name] == value for name, value in few.items())]
+    assert {c["holds"] for c in double_descent.judge(DIPS, rows, {})} == {None}
+
+
 def test_prediction_1_is_judged_on_the_harder_task_too():
     other = {"addition": "squared_addition", "squared_addition": "addition"}
     rows = [{**line, "task": other[line["task"]]} for line in made_up_rows(True, False, False)]
