@@ -454,7 +454,7 @@ def evaluate(model, data):
 def evaluation_steps(steps):
     """The steps after which a run is evaluated: 0, dense at the start on a log scale, then every hundredth of the run."""
     points = np.concatenate([[0], np.geomspace(1, steps, 60), np.linspace(steps / 100, steps, 100)])
-    return sorted(set(points.round().astype(int).tolist()))
+    return np.unique(points.round().astype(int)).tolist()
 
 
 WARMUP = 10                 # steps over which the learning rate rises linearly (Nanda et al. 2023)
@@ -538,10 +538,9 @@ def train(runs, device, compiled=False, checkpoint=None, tick=lambda step, measu
                 step = capture(step, optimizer)
             step()
         if now in due:
-            measures = {"step": torch.full((len(runs),), float(now))}
-            measures |= {name: value.cpu() for name, value in evaluate(model, data).items()}
+            measures = {"step": torch.full((len(runs),), float(now))} | evaluate(model, data)
             for name, value in measures.items():
-                history[name].append(value)
+                history[name].append(value.cpu())
             tick(now, measures)
         if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
             write(checkpoint, partial(torch.save, {"step": now, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
@@ -570,9 +569,12 @@ def load_tensors(path):
 
 def load_histories(folder):
     """All that the cache holds, {run: {measure: array (evaluations,)}}."""
-    done = {}
+    done, known = {}, {f.name for f in fields(Run)}
     for path in sorted(folder.glob("population-*.pt")):
-        if saved := load_tensors(path):
+        saved = load_tensors(path)
+        if saved and saved["runs"][0].keys() != known:
+            print(f"{path} is of another version and is not used", file=sys.stderr)
+        elif saved:
             for i, run in enumerate(saved["runs"]):
                 done[Run(**run)] = {name: values[i].numpy() for name, values in saved["history"].items()}
     return done
@@ -598,7 +600,8 @@ def expected_seconds(populations, options):
     kind = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
     x, weight = (torch.randn(n, 512, device=options.device, dtype=kind) for n in (2048, 512))
     seconds = seconds_per_call({"product": lambda: x @ weight}, options.device, 5)["product"]
-    return 3 * sum(map(work, populations)) * seconds / (2 * 2048 * 512 * 512) / options.workers
+    works = list(map(work, populations))
+    return 3 * max(sum(works) / options.workers, max(works, default=0)) * seconds / (2 * 2048 * 512 * 512)
 
 
 def pack(runs, device):
@@ -734,25 +737,25 @@ def sweep(runs, options):
     missing = [[run for run in population if run not in done] for population in pack(runs, options.device)]
     mine = [population for population in missing if population][rank::world]
     expected = expected_seconds(mine, options)
-    if expected > 60:
+    if expected > 60 and rank == 0:
         print(f"expect about {timedelta(seconds=round(expected, -1))} of training", file=sys.stderr, flush=True)
     at, shown, live = {}, 0.0, sys.stderr.isatty()
     # at: {first run of a population: (population, share done before this start, share done now)}
 
     def tick(population, step, train_acc, val_acc):
-        """After each evaluation: show how far the sweep is."""
+        """After each evaluation: show how far the sweep is; of several ranks, the share of the first."""
         nonlocal shown
         run, now, seconds = population[0], step / population[0].steps, time.monotonic() - start
         before = at[run][1] if run in at else now
         at[run] = (population, before, now)
-        if step and seconds - shown >= (0.2 if live else 30):
+        if rank == 0 and step and seconds - shown >= (0.2 if live else 30):
             shown = seconds
             line = (f"{progress(list(at.values()), mine, seconds)} | hidden {run.hidden}, D {run.data}, step {step}: "
                     f"train {train_acc:.2f}, val {val_acc:.2f}")
             print(f"\r\033[K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
 
     train_all(mine, options, tick)
-    if live:
+    if live and rank == 0:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
     # in a file, since gloo may abort at exit where it has sent a tensor
     write(folder / f"run-steps-{rank}", str(run_steps(at.values())))
@@ -782,7 +785,7 @@ def first_step(steps, values, level, after=0):
 def dynamic(history):
     """Names what training showed (paper section 3), by a rule on train_acc and on val_acc_unmirrored.
 
-    progression: validation passes FLOOR before training reaches MEMORIZED (stalled: neither happens).
+    progression: validation has passed FLOOR when training reaches MEMORIZED (stalled: neither happens).
     Otherwise the training set was memorized first, and the best validation accuracy decides: grokking from
     GENERALIZED, ungrokking below FLOOR, semi-grokking between. A loss that is not finite: diverged.
     Ungrokking as the paper uses the word: by the last step, validation accuracy has not risen.
@@ -842,7 +845,7 @@ def resampled_means(values, seed=0, draws=2000):
     is NaN below 3 seeds. NaN values are left out, and a mean of none is NaN.
     """
     drawn = np.random.default_rng(seed).integers(values.shape[-1], size=(draws, *values.shape))
-    values = np.concatenate([values[None], np.take_along_axis(np.broadcast_to(values, drawn.shape), drawn, -1)])
+    values = np.concatenate([values[None], np.take_along_axis(values[None], drawn, -1)])
     known = np.isfinite(values)
     count = known.sum(-1)
     means = np.where(known, values, 0).sum(-1) / np.where(count > 0, count, np.nan)
@@ -894,17 +897,6 @@ def below(means):
     return np.minimum(means[..., before], means[..., after]) - means[..., at]
 
 
-def dip(means):
-    """Depth and index of the dip of a curve (sizes,): the most that a value lies below both the best before and after it.
-
-    0 and None for a curve that only rises or falls, NaN and None where a value is NaN.
-    """
-    means = np.asarray(means, dtype=float)
-    drops = below(means)
-    depth = float(drops.max(initial=0))
-    return depth, int(triples(len(means))[1][drops.argmax()]) if depth > 0 else None
-
-
 def dip_depths(values, seed=0):
     """Depths of the dip of values (sizes, seeds), the estimate and its bootstrap, (1 + draws,).
 
@@ -921,6 +913,9 @@ def judgeable(values):
 def dip_interval(values):
     """Depth of the dip of values (sizes, seeds), its index, its 95% interval, and the verdict on it.
 
+    The depth is the most that a mean lies below both the best before and the best after it: 0, and no index, for a curve that
+    only rises or falls, NaN and none where all seeds of a size diverged.
+
     'dip' where the depth is above DIP and some triple of sizes surely dips: its difference is above 0 by more standard
     errors than the largest error over all triples has in 97.5% of the draws (max-t), and by how much is the lower end.
     'no dip' where the upper end, of the bootstrapped depth, is below DIP. Else 'undecided', as with too few to judge: a few
@@ -928,7 +923,9 @@ def dip_interval(values):
     standard error has 2 / seeds^2 added, and at least 2 standard errors are asked for.
     """
     means, seeds = resampled_means(values), int(np.isfinite(values).sum(-1).min(initial=values.shape[-1]))
-    (depth, where), deep = dip(means[0]), below(means)
+    deep = below(means)
+    depth = float(deep[0].max(initial=0))
+    where = int(triples(len(values))[1][deep[0].argmax()]) if depth > 0 else None
     error = np.sqrt(deep[1:].var(0) * seeds / max(1, seeds - 1) + 2 / max(1, seeds)**2)
     most = np.percentile(((deep[1:] - deep[0]) / error).max(-1, initial=2), 97.5)
     low, high = (deep[0] - most * error).max(initial=0), np.percentile(deep[1:].max(-1, initial=0), 97.5)
@@ -941,7 +938,7 @@ def dip_interval(values):
 
 
 def claim(text, paper, measured, holds):
-    """A verdict: what is claimed, what the paper says, what was measured, and whether it holds (None: not reached)."""
+    """A verdict: what is claimed, what the paper says, what was measured, and whether it holds (None: undecided)."""
     return {"claim": text, "paper": paper, "measured": measured, "holds": None if holds is None else bool(holds)}
 
 
@@ -977,7 +974,7 @@ CELL = ("experiment", "task", "layers", "hidden", "data", "first_data", "memoriz
 
 def summarize(rows):
     """A dict for each cell: its number of seeds, what they went through, and each accuracy's mean and 95% interval."""
-    lines, measures = [], [name for name in rows[0] if name.endswith("_acc") or name.startswith("best_")]
+    lines, measures = [], [name for name in rows[0] if "_acc" in name]
     for key, seeds in by_cell(rows, *CELL).items():
         line = dict(zip(CELL, key)) | {"seeds": len(seeds), "dynamics": count_dynamics(seeds)}
         for name in measures:
@@ -1034,7 +1031,7 @@ def option(text, default=None, minimum=0, choices=None):
 @dataclass(frozen=True)
 class Settings:
     """What every experiment sets. A script adds its grid; each field is an option of its command line."""
-    p: int = option("modulus", minimum=2)
+    p: int = option(f"modulus; below 20 guessing comes near {FLOOR}, from which on accuracy counts as risen", minimum=2)
     seeds: int = option("runs of each cell, with seeds 0, 1, ...", minimum=1)
     steps: int = option("optimization steps, full batch", minimum=1)
     lr: float = option("learning rate of AdamW", minimum=1e-9)
@@ -1077,7 +1074,7 @@ def value_of(kind, minimum):
 def machine_options(parser):
     """The options that every command has: --device and --threads."""
     parser.add_argument("--device", default="auto", help="auto (cuda, then cpu), cpu, cuda, cuda:1, mps")
-    parser.add_argument("--threads", type=value_of(int, 1), help="CPU threads, each a process of its own (default: one a core)")
+    parser.add_argument("--threads", type=value_of(int, 1), help="CPU threads (default: one a core); of a script, processes")
 
 
 def set_up(options):
@@ -1106,8 +1103,12 @@ def set_up(options):
 
 
 def command_line(script, doc, experiments):
-    """Settings and options from the command line; in a notebook, the defaults. experiments: {name: (presets, ...)}."""
-    words, default = sys.argv[1:] if Path(sys.argv[0]).name == script else [], next(iter(experiments))
+    """Settings and options from the command line; in a notebook, whose words are not ours, the defaults.
+
+    experiments: {name: (presets, ...)}.
+    """
+    ours = hasattr(sys.modules["__main__"], "__file__") or Path(sys.argv[0]).name == script
+    words, default = sys.argv[1:] if ours else [], next(iter(experiments))
     command = " ".join([script, *words])
     experiment = words.pop(0) if words and not words[0].startswith("-") else default
     if experiment not in experiments:
@@ -1140,8 +1141,8 @@ def command_line(script, doc, experiments):
         fail("--precision tf32: needs --device cuda; allowed on others are float32 and bfloat16")
     options.scale = options.scale or ("paper" if options.device.startswith("cuda") else "quick")
     options.out = options.out or Path("results") / f"{folder}-{options.scale}"
-    given = {f.name: getattr(options, f.name) for f in settings if getattr(options, f.name) is not None}
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    given = {f.name: tuple(value) if isinstance(value, list) else value
+             for f in settings if (value := getattr(options, f.name)) is not None}
     return experiment, replace(presets[options.scale], **given), options
 
 
@@ -1225,9 +1226,12 @@ def print_results(rows, claims):
         if line["dynamic"] == "diverged":
             print("diverged:", ", ".join(f"{name} {line[name]}" for name in [*names, "seed"]))
     print()
-    holds = {True: "yes", False: "NO", None: "-"}
+    holds = {True: "yes", False: "NO", None: "undecided"}
     table = [["claim", "paper", "measured", "holds"]]
-    print_table(table + [[c["claim"], c["paper"], c["measured"], holds[c["holds"]]] for c in claims])
+    for c in claims:
+        unasked = c["paper"] == "-" and c["holds"] is None
+        table.append([c["claim"], c["paper"], c["measured"], "-" if unasked else holds[c["holds"]]])
+    print_table(table)
 
 
 def report(settings, out, draw, judge):
@@ -1262,7 +1266,7 @@ def reproduce(script, doc, **experiments):
                "configuration": {"script": script, "experiment": experiment, **json.loads(json.dumps(asdict(settings)))},
                "scale": options.scale, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
                "device": device, "threads": options.workers}
-    lock = None
+    lock, again = None, "the same command" + " without --fresh" * options.fresh
     try:
         if "RANK" in os.environ:
             dist.init_process_group("gloo", timeout=timedelta(days=7))
@@ -1287,11 +1291,11 @@ def reproduce(script, doc, **experiments):
         print_results(rows, claims)
         print(f"\n{time.monotonic() - start:.0f} s; figures, tables and summary.json are in {options.out}")
     except KeyboardInterrupt:
-        print("\nInterrupted. What is finished is saved; the same command goes on from there.", file=sys.stderr)
+        print(f"\nInterrupted. What is finished is saved; {again} goes on from there.", file=sys.stderr)
         raise SystemExit(130) from None
     except OSError as error:
         what = error if isinstance(error, ChildProcessError) else f"--out {options.out}: {error.strerror or error}"
-        print(f"{script}: error: {what}; what is finished is saved", file=sys.stderr)
+        print(f"{script}: error: {what}; what is finished is saved, and {again} goes on from there", file=sys.stderr)
         raise SystemExit(1) from None
     finally:
         if lock:
@@ -1382,7 +1386,8 @@ def benchmark():
     alone, products = each["one at a time"], each["products"]
     print(f"p = {options.p}, hidden {options.hidden}, D = {options.data}, {count} runs, {device}, "
           f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-    table = [["", "ms per run and step", "run-steps/s", "times one at a time", "share of it in matrix products"]]
+    clock = "CPU time, ms" if device == "cpu" else "ms"
+    table = [["", f"{clock} per run and step", "run-steps/s", "times one at a time", "share of it in matrix products"]]
     for name, ms in each.items():
         table.append([name, f"{ms:.3f}", f"{1e3 / ms:.1f}", f"{alone / ms:.1f}", f"{products / ms:.2f}"])
     print_table(table)

@@ -120,7 +120,7 @@ def suppressed(settings, rows):
 
 def times(rows, alone, size):
     """How many times alone a size is; at least that many where alone is the smallest size tried."""
-    return ("≥ " if alone == min(ladder(rows)) else "") + f"{size / alone:.3g} times"
+    return ("at least " if alone == min(ladder(rows)) else "") + f"{size / alone:.3g} times"
 
 
 # the figure
@@ -231,11 +231,11 @@ def judge_comparisons(settings, rows):
                                 ", ".join(f"+ {amount}: {label.get(size, 'not reached')}" for amount, size in found.items()),
                                 max(rank) - min(rank) <= 1 if len(rank) == len(found) else None))
         whole, split = found[settings.memorize[0]], threshold(rows, level, settings.memorize[0], True)
-        ratio = (whole or np.inf) / (split or np.inf) if split or whole else np.nan
+        ratio = (whole or max(label)) / split if split else np.nan      # at least that, where the whole layer never reaches it
         claims.append(claim(f"fig 10: with a split layer, accuracy {level} is reached at a smaller size", "far smaller",
                             f"{label.get(split, 'not reached')} against {label.get(whole, 'not reached')}"
                             + (f", {ratio:.2g} times" if split and whole else ""),
-                            True if ratio >= 2 else False if ratio <= 1 else None))
+                            True if ratio >= 2 else False if whole and not ratio > 1 else None))
     return claims
 
 

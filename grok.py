@@ -164,8 +164,9 @@ def judge(settings, rows, curves):
     for expected, (lines, _) in found.items():
         claims.append(claim(f"fig 2: hidden {lines[0]['hidden']}, D {lines[0]['data']}", expected, count_dynamics(lines),
                             majority(lines) == expected))
-    history = found["progression"][1]
-    starts = [first_step(*seed, FLOOR) for seed in zip(history["step"], history["val_acc_unmirrored"])]
+    lines, history = found["progression"]
+    starts = [first_step(*seed, FLOOR) for line, *seed in zip(lines, history["step"], history["val_acc_unmirrored"])
+              if line["dynamic"] != "diverged"]
     reached = sorted(step for step in starts if step is not None)
     claims.append(claim(f"fig 5: when progression starts to generalize (validation {FLOOR}) varies twofold with the seed",
                         "varies", f"steps {reached[0]} to {reached[-1]}" if reached else "not reached",
@@ -248,9 +249,9 @@ def phase_grid(settings):
     return diagram + capacity + ungrokking
 
 
-def val_acc_at(rows, curves, share, **cell):
-    """Validation accuracy of each seed of a cell, (seeds,), at the evaluation nearest to a share of its steps."""
-    nearest = {i: np.nanargmin(abs(curves["step"][i] - share * rows[i]["steps"])) for i in members(rows, **cell)}
+def val_acc_at(rows, curves, until, **cell):
+    """Validation accuracy of each seed of a cell, (seeds,), at the evaluation nearest to this share of its steps."""
+    nearest = {i: np.nanargmin(abs(curves["step"][i] - until * rows[i]["steps"])) for i in members(rows, **cell)}
     return np.array([curves["val_acc_unmirrored"][i, at] for i, at in nearest.items()])
 
 
@@ -279,12 +280,12 @@ def critical_sizes(data, accuracy, seed=0):
     return np.where(np.isnan(accuracy).any(-1), np.nan, sizes)
 
 
-def most_known(rows, curves, hidden, share=1.0):
-    """Best accuracy and lowest loss on random labels up to a share of the steps, two arrays (seeds,).
+def most_known(rows, curves, hidden, until=1.0):
+    """Best accuracy and lowest loss on random labels up to this share of the steps, two arrays (seeds,).
 
     The best, so that a spike of the loss costs nothing. Accuracy times p*p is the memorization capacity in examples (figure 4).
     """
-    early = {i: curves["step"][i] <= share * rows[i]["steps"] for i in members(rows, experiment="capacity", hidden=hidden)}
+    early = {i: curves["step"][i] <= until * rows[i]["steps"] for i in members(rows, experiment="capacity", hidden=hidden)}
     accuracy = np.array([curves["train_acc"][i][steps].max() for i, steps in early.items()])
     loss = np.array([curves["train_loss"][i][steps].min() for i, steps in early.items()])
     return accuracy, loss
@@ -334,14 +335,14 @@ class Measured:
     capacity: np.ndarray        # memorization capacity in examples, accuracy on random labels times p*p (1 + draws, sizes)
 
 
-def measured(settings, rows, curves, share=1.0, seeds=slice(None)):
-    """Both curves and the accuracies, at a share of the steps, the critical size from these seeds."""
+def measured(settings, rows, curves, until=1.0, seeds=slice(None)):
+    """Both curves and the accuracies, at this share of the steps, the critical size from these seeds."""
     hidden, data = np.array(sorted(set(settings.hidden))), np.array(sorted(set(settings.data)))
     accuracy, capacity = [], []
     for i, h in enumerate(hidden):
-        values = np.array([val_acc_at(rows, curves, share, experiment="plane", hidden=h, data=d)[seeds] for d in data])
+        values = np.array([val_acc_at(rows, curves, until, experiment="plane", hidden=h, data=d)[seeds] for d in data])
         accuracy.append(resampled_means(values, i, draws=1000))      # draws of its own
-        capacity.append(resampled_means(most_known(rows, curves, h, share)[0], i, draws=1000))
+        capacity.append(resampled_means(most_known(rows, curves, h, until)[0], i, draws=1000))
     critical = np.stack([critical_sizes(data, each, i) for i, each in enumerate(accuracy)], -1)  # (levels, 1 + draws, sizes)
     return Measured(hidden, data, np.stack(accuracy), dict(zip(LEVELS, critical)), np.stack(capacity, 1) * settings.p**2)
 
@@ -559,8 +560,8 @@ def draw_capacity(axis, settings, now):
 
 def draw_critical(axis, settings, found):
     """The critical size against hidden size, at several steps of the same runs."""
-    for (share, then), color in zip(found.items(), ("#56B4E9", "#2E93C9", "#0072B2")):
-        band(axis, then.hidden, then.critical[0.5], ms=4, color=color, label=f"step {round(share * settings.steps)}")
+    for (until, then), color in zip(found.items(), ("#56B4E9", "#2E93C9", "#0072B2")):
+        band(axis, then.hidden, then.critical[0.5], ms=4, color=color, label=f"step {round(until * settings.steps)}")
     axis.axhline(then.data[-1], color="#999999", lw=0.8, ls="--")
     axis.annotate("largest D tried", (then.hidden[-1], then.data[-1]), (0, 3), textcoords="offset points", ha="right",
                   fontsize=8, color="#666666")
@@ -610,7 +611,7 @@ def draw_zones(axis, settings, rows, now, parts):
 
 def draw_phase(settings, rows, curves):
     """The figures by file name: the diagram, and what it is made of."""
-    found = {share: measured(settings, rows, curves, share) for share in (0.25, 0.5, 1.0)}
+    found = {until: measured(settings, rows, curves, until) for until in (0.25, 0.5, 1.0)}
     figure = Figure(figsize=(19, 9), layout="constrained")
     (accuracy, capacity, cost), (critical, ungrokking, agreement) = figure.subplots(2, 3)
     draw_accuracy(accuracy, found[1.0])
@@ -639,7 +640,8 @@ def judge_critical(before, now):
     for h, middle, near in zip(now.hidden, now.critical[0.5].T, now.critical[0.9].T):
         claims.append(claim(f"fig 3: critical size at d = {h} (where accuracy is 0.5; 0.9)", "-",
                             f"{bounded(middle, now.data)}; {bounded(near, now.data)}", None))
-    first = int(np.argmax(now.capacity[0] > now.critical[0.5][0]))      # smaller models are in progression at any D
+    able = now.capacity[0] > now.critical[0.5][0]
+    first = int(able.argmax())      # smaller models are in progression at any D
     ends = np.clip(now.critical[0.5][:, [first, -1]], now.data[0], now.data[-1])
     fall, sure = ends[:, 0] - ends[:, 1], within(now.critical[0.5], now.data)
     low, high = np.percentile(fall[1:], [2.5, 97.5])
@@ -647,7 +649,7 @@ def judge_critical(before, now):
     claims.append(claim("fig 3: the critical size falls with size, where the model can memorize so much", "falls",
                         f"by {bound}{with_interval(fall[0], low, high, '{:.0f}')} "
                         f"from d = {now.hidden[first]} to {now.hidden[-1]}",
-                        beyond(0, low, high, True)))
+                        beyond(0, low, high, True) if able.any() else None))
     both = sure & within(before.critical[0.5], now.data)
     moved = (now.critical[0.5] / before.critical[0.5] - 1)[:, both]                           # (1 + draws, sizes)
     low, high = np.percentile(moved[1:], [2.5, 97.5], axis=0)
@@ -656,6 +658,39 @@ def judge_critical(before, now):
     claims.append(claim("critical size: change over the second half of the steps", "(converged: 2%)",
                         ", ".join(changes) or "none in range",
                         False if moving.any() else True if both.any() and still.all() else None))
+    return claims
+
+
+# what the paper reports of figure 3, at p = 113 and hidden sizes 32 to 64
+PAPER_PERFECT = {(64, 3000): True, (32, 3000): False, (32, 4000): True}      # {(hidden, D): whether accuracy is near perfect}
+PAPER_SPAN = 1000                                                            # D over which accuracy rises; here to a factor of 2
+
+
+def judge_paper_numbers(settings, rows, now):
+    """What the paper states of figure 3 as numbers, all of them at p = 113."""
+    if settings.p != 113:
+        return []
+    claims, runs = [], by_cell(plane(rows), "hidden", "data")
+    for (h, d), perfect in PAPER_PERFECT.items():
+        if (h, d) in runs:
+            mean, low, high = interval([line["val_acc_unmirrored"] for line in runs[h, d]])
+            claims.append(claim(f"fig 3: accuracy at d = {h}, D = {d}", f"{'' if perfect else 'not '}near perfect (0.9)",
+                                with_interval(mean, low, high), beyond(0.9, low, high, perfect)))
+    sizes = (now.hidden >= 32) & (now.hidden <= 64)
+    early = [np.median([line["memorized_at"] or np.inf for line in lines])
+             for (h, _), lines in runs.items() if h in now.hidden[sizes]]
+    if early:
+        claims.append(claim("fig 3: models of d = 32 to 64 learn their training set within a tenth of the steps", "quickly",
+                            f"median of a cell's runs: step {min(early):.0f} to {max(early):.0f}",
+                            max(early) <= settings.steps / 10))
+    sizes &= within(now.critical[FLOOR], now.data) & within(now.critical[0.9], now.data)
+    if sizes.any():
+        span = (now.critical[0.9] - now.critical[FLOOR])[:, sizes].mean(1)
+        low, high = np.percentile(span[1:], [2.5, 97.5])
+        near, far = low > PAPER_SPAN / 2 and high < 2 * PAPER_SPAN, high < PAPER_SPAN / 2 or low > 2 * PAPER_SPAN
+        claims.append(claim(f"fig 3: D over which accuracy rises from {FLOOR} to 0.9, mean of d = "
+                            f"{', '.join(map(str, now.hidden[sizes]))}", f"about {PAPER_SPAN}",
+                            with_interval(span[0], low, high, "{:.0f}"), True if near else False if far else None))
     return claims
 
 
@@ -682,11 +717,11 @@ def judge_capacity(settings, rows, curves, before, now):
 def judge_crossing(settings, now):
     """The claim of figure 1 that the two curves cross, once; the place also with mirrored pairs counted once."""
     above = now.capacity[0] > now.critical[0.5][0]
-    once = np.diff(above).sum() == 1 and above[-1]
+    crosses_once = np.diff(above).sum() == 1 and above[-1]
     place, share = crossing_place(settings, now, now.capacity)
     mirrored, _ = crossing_place(settings, now, mirrored_once(now.capacity, settings.p))
     return [claim("fig 1: the two curves cross once", "once", f"{place}; mirrored pairs counted once: {mirrored}",
-                  None if not curves_known(now) or once and share < SURE else once)]
+                  None if not curves_known(now) or crosses_once and share < SURE else crosses_once)]
 
 
 def judge_zones(settings, rows, now, parts):
@@ -720,29 +755,32 @@ def judge_double_descent(rows, now):
     _, where = crossing(now.hidden, now.critical[0.5], now.capacity)
     if not np.isfinite(where[0]) or np.isnan(where[1:]).all():
         return [claim("double descent for D below the crossing, not above", "-", "the curves do not cross in this range", None)]
-    (low, high), largest = np.nanpercentile(where[1:], [2.5, 97.5]), now.critical[0.5][0, -1]
-    expected = {d: "dip" if largest < d < low else "no dip" if d > high else None for d in now.data}
+    (low, high), largest = np.nanpercentile(where[1:], [2.5, 97.5]), now.critical[0.5][:, -1]
+    expected = {d: "dip" if np.percentile(largest[1:], 97.5) < d < low else "no dip" if d > high else None for d in now.data}
     seen = {d: dip_interval(size_curve(plane(rows), "addition", d)[1])[4] for d in now.data}
     tested = {d: seen[d] == expected[d] for d in now.data if expected[d] and seen[d] != "undecided"}
     both = {expected[d] for d in tested} == {"dip", "no dip"}
     paper, found = (", ".join(f"{d}: {dip}" for d, dip in each.items() if dip) or "-" for each in (expected, seen))
-    return [claim(f"double descent for D from {in_range(largest, now.data)} (critical size of the largest model) to "
-                  f"{in_range(where[0], now.data)} (crossing), not above", paper, found,
+    return [claim(f"double descent for D from {bounded(largest, now.data)} (critical size of the largest model) to "
+                  f"{bounded(where, now.data)} (crossing), not above", paper, found,
                   False if False in tested.values() else True if both else None)]
 
 
 def judge_cost(rows):
     """Claims on what the two circuits cost (paper section 3), with the parameter norm at the last step as the cost."""
-    claims, bound = [], np.nan
-    for kind, name, paper in (("ungrokking", "memorizing", "rises"), ("grokking", "generalizing", "stays")):
-        runs, early = settled(rows, kind), ", runs that grokked by half of the steps" if kind == "grokking" else ""
+    def exponent(kind):
+        """The exponent of the norm in D of the runs of a dynamic, its 95% interval, and all of it as text."""
+        runs = settled(rows, kind)
         draws = cost_exponents(runs)
         low, high = np.percentile(draws[1:], [2.5, 97.5]) if np.isfinite(draws).all() else (np.nan, np.nan)
-        rises = beyond(0, low, high, True)
-        found = "too few runs" if np.isnan(low) else f"{with_interval(draws[0], low, high)}, n = {len(runs)}"
-        claims.append(claim(f"cost of {name} more examples: exponent k in norm ~ D^k{early}", paper, found,
-                            rises if paper == "rises" else True if high < bound else False if rises else None))
-        bound = draws[0] / 2      # generalizing stays where its exponent is surely below half of that of memorizing
+        return draws[0], low, high, "too few runs" if np.isnan(low) else f"{with_interval(draws[0], low, high)}, n = {len(runs)}"
+    memorizing, low, high, found = exponent("ungrokking")
+    claims = [claim("cost of memorizing more examples: exponent k in norm ~ D^k", "rises", found, beyond(0, low, high, True))]
+    _, low, high, found = exponent("grokking")
+    stays = max(-low, high) < memorizing / 2      # surely within half of the exponent of memorizing
+    moves = beyond(0, low, high, True) is not None
+    claims.append(claim("cost of generalizing more examples: exponent k in norm ~ D^k, runs that grokked by half of the steps",
+                        "stays", found, True if stays else False if moves else None))
     less = []
     for lines in by_cell(plane(rows), "hidden", "data").values():
         grokked, memorized = ([line["norm"] for line in lines if line["dynamic"] == kind] for kind in ("grokking", "ungrokking"))
@@ -754,29 +792,31 @@ def judge_cost(rows):
 
 def judge_ungrokking(settings, rows, curves, now):
     """Claims of Varma et al. 2023: a grokked run forgets on fewer examples than the critical size, and not on more."""
-    claims, at = [], [i for i, h in enumerate(now.hidden) if h == settings.ungrok_hidden]
-    known = now.critical[0.5][0, at[0]] if at else np.nan
+    claims, at = [], np.flatnonzero(now.hidden == settings.ungrok_hidden)
+    critical = now.critical[0.5][:, at[0]] if len(at) else np.full(2, np.nan)
+    least, most = np.percentile(critical[1:], [2.5, 97.5])
     for less in less_data(settings):
-        before, after = (val_acc_at(rows, curves, share, experiment="ungrokking", data=less) for share in (0.5, 1))
+        before, after = (val_acc_at(rows, curves, until, experiment="ungrokking", data=less) for until in (0.5, 1))
         mean, low, high = interval(after)
         text = f"validation {before.mean():.2f}, by step {2 * settings.steps} {with_interval(mean, low, high)}"
         expected = None     # out of range the critical size is a bound
-        if now.data[0] <= known and less < known:
+        if now.data[0] <= least and less < least:
             expected = "forgets"
-        elif known <= now.data[-1] and less > known:
+        elif most <= now.data[-1] and less > most:
             expected = "keeps"
         holds = beyond(0.5, low, high, expected == "keeps") if expected and before.mean() >= 0.9 else None
-        claims.append(claim(f"grokked on D = {max(now.data)}, then D = {less} (critical size {in_range(known, now.data)})",
+        claims.append(claim(f"grokked on D = {max(now.data)}, then D = {less} (critical size {bounded(critical, now.data)})",
                             f"(Varma et al.: {expected})" if expected else "-", text, holds))
     return claims
 
 
 def judge_phase(settings, rows, curves):
     """The paper's claims on figures 1, 3 and 4, on what the circuits cost, and the true ungrokking."""
-    before, now = (measured(settings, rows, curves, share) for share in (0.5, 1.0))
-    return [*judge_critical(before, now), *judge_capacity(settings, rows, curves, before, now), *judge_cost(rows),
-            *judge_crossing(settings, now), *judge_zones(settings, rows, now, halves(settings, rows, curves)),
-            *judge_double_descent(rows, now), *judge_ungrokking(settings, rows, curves, now)]
+    before, now = (measured(settings, rows, curves, until) for until in (0.5, 1.0))
+    return [*judge_critical(before, now), *judge_paper_numbers(settings, rows, now),
+            *judge_capacity(settings, rows, curves, before, now), *judge_cost(rows), *judge_crossing(settings, now),
+            *judge_zones(settings, rows, now, halves(settings, rows, curves)), *judge_double_descent(rows, now),
+            *judge_ungrokking(settings, rows, curves, now)]
 
 
 def main():
