@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from common import COLORS, FLOOR, Settings, beyond, by_cell, claim, dip_depths, dip_interval, interval, judgeable, majority
 from common import option, reproduce, size_curve, with_interval
@@ -93,7 +94,7 @@ def draw_task(top, bottom, rows, task, sizes):
         rises = means[data][at + 1:at + 2].max(initial=0) > means[data][at] + 0.1
         beside = (8, -16) if means[data][at] > 0.08 else (26, -4) if rises else (0, 8)      # clear of its own line
         top.annotate(f"D = {data}", (hidden[at], means[data][at]), beside, textcoords="offset points", fontsize=11,
-                     color=shades[data])
+                     color=shades[data], path_effects=[withStroke(linewidth=3, foreground="white")])
     bottom.set_xticks(hidden, labels=map(str, hidden))
     return verdicts
 
@@ -131,16 +132,16 @@ def draw(settings, rows, curves):
 
 
 # what the paper reports at p = 113, by (task, D), and the hidden sizes at which it reports zero
-PAPER_DIPS = {("addition", 2600): "dip at d = 24 to 40", ("addition", 3000): "shallow dip at d = 28 to 36",
-              ("addition", 4000): "no dip", ("addition", 5000): "no dip", ("squared_addition", 3000): "dip at d = 24"}
+PAPER_DIPS = {("addition", 2600): "dip (at d = 24 to 40)", ("addition", 3000): "dip (shallow, at d = 28 to 36)",
+              ("addition", 4000): "no dip", ("addition", 5000): "no dip", ("squared_addition", 3000): "dip (at d = 24)"}
 PAPER_ZEROS = {("addition", 2600): (24, 28, 32, 36, 40), ("squared_addition", 3000): (24,)}
 
 
 def judge_dips(settings, rows):
     """The dip of each curve, {(task, D): (verdict, what was measured)}, and a claim on each.
 
-    No dip does not speak against a shallow one, which may be less deep than what is called a dip here. The place of the
-    dip is not judged.
+    No dip does not speak against a shallow one, which may be less deep than what is called a dip here. Neither the place of
+    the dip nor its depth beyond that is judged.
     """
     found, claims = {}, []
     for task, sizes in tasks(settings):
@@ -151,7 +152,7 @@ def judge_dips(settings, rows):
             found[task, data] = verdict, f"{verdict}, {with_interval(depth, low, high)}{place}"
             paper = PAPER_DIPS.get((task, data), "-") if settings.p == 113 else "-"
             unclear = paper == "-" or verdict == "undecided" or ("shallow" in paper and verdict == "no dip")
-            claims.append(claim(f"{task}, D = {data}: depth of the dip, n = {values.shape[1]}", paper, found[task, data][1],
+            claims.append(claim(f"{task}, D = {data}: whether accuracy dips, n = {values.shape[1]}", paper, found[task, data][1],
                                 None if unclear else (paper == "no dip") == (verdict == "no dip")))
     return found, claims
 

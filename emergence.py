@@ -159,7 +159,8 @@ def draw(settings, rows, curves):
     loss.annotate("guessing, ln p", (0.99, np.log(settings.p)), xycoords=("axes fraction", "data"), va="bottom", ha="right",
                   fontsize=8, color="#666666")
     loss.set_ylabel("loss on the answer,\nvalidation")
-    share.set(xlabel="parameters", ylabel="generalizing circuit's\nshare of the logits")
+    share.set(xlabel="parameters (lower panels: mean over seeds, 95% interval)",
+              ylabel="generalizing circuit's\nshare of the logits")
     share.xaxis.set_minor_formatter("")
     top = accuracy.secondary_xaxis("top")
     top.set_xticks(list(label), labels=list(label.values()), fontsize=8)
