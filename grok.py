@@ -603,8 +603,8 @@ def draw_zones(axis, settings, rows, now, parts):
     axis.imshow(count, cmap="Blues", vmax=1.5 * max(1, count.max()))
     for i, j in np.ndindex(count.shape):
         axis.annotate(count[i, j], (j, i), ha="center", va="center", fontsize=13, fontweight="bold" if i == j else None)
-    axis.set_xticks(range(len(DYNAMICS)), labels=DYNAMICS)
-    axis.set_yticks(range(len(DYNAMICS)), labels=DYNAMICS, rotation=90, va="center")
+    axis.set_xticks(range(len(DYNAMICS)), labels=DYNAMICS, fontsize=8)
+    axis.set_yticks(range(len(DYNAMICS)), labels=DYNAMICS, fontsize=8, rotation=90, va="center")
     axis.set(xlabel="most of the other half", ylabel="zone by the curves of one half of the seeds",
              title="The zones are right in " + (f"{share_right(pairs.elements()):.0%} of the cells" if pairs else "no cell"))
 

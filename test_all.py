@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.colors import to_rgb
 
 import common
 import double_descent
@@ -253,6 +254,32 @@ def test_a_compiled_step_equals_the_plain_one(more, monkeypatch):
     torch.testing.assert_close(trained(True), trained(False), rtol=1e-5, atol=1e-6)
 
 
+def test_norm_and_accuracy_on_the_memorization():
+    runs = runs_of(2, memorize=20)
+    model, data = Transformer(runs), Population(runs, "cpu")
+    with torch.no_grad():
+        measures, hit = common.evaluate(model, data), (model(data.inputs).argmax(-1) == data.labels).float()
+        weights = torch.cat([w.flatten(1) for w in model.parameters()], 1)
+    torch.testing.assert_close(measures["memorize_acc"], hit[:, runs[0].data:].mean(1))
+    torch.testing.assert_close(measures["norm"], weights.norm(dim=1))
+
+
+def test_the_settings_of_a_run_reach_its_training(monkeypatch):
+    run = replace(grok.PRESETS["quick"], p=11, steps=12, loss="exact", eps=1e-6, precision="bfloat16").run("addition", 8, 50, 0)
+    assert run.precision == "bfloat16"
+    made, kinds, real, loss = [], set(), torch.optim.AdamW.step, common.training_loss
+
+    def step(self, *rest):
+        made.append({name: self.param_groups[0][name] for name in ("lr", "eps", "betas", "weight_decay")})
+        return real(self, *rest)
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    monkeypatch.setattr(common, "training_loss", lambda *rest: kinds.add(rest[2]) or loss(*rest))
+    common.train([run], "cpu")
+    rates = [run.lr * min(1, now / common.WARMUP) for now in range(1, 13)]
+    assert kinds == {"exact"}
+    assert made == [{"lr": pytest.approx(rate), "eps": 1e-6, "betas": (0.9, 0.98), "weight_decay": 1.0} for rate in rates]
+
+
 def test_evaluation_is_float32_whatever_the_step_was():
     runs = runs_of(1)
     torch.set_float32_matmul_precision("high")
@@ -413,11 +440,31 @@ def curve(train, val):
     ([0, 1, 1, 1], [0, 0, 0.5, 1], "grokking"),
     ([0, 1, 1, 1], [0, 0, 0.05, 0.05], "ungrokking"),
     ([0, 1, 1, 1], [0, 0, 0.3, 0.6], "semi-grokking"),
+    ([0, 1, 1, 1], [0, 0, 0.5, 0.97], "semi-grokking"),
+    ([0, 1, 1, 1], [0, 0, 1, 0.5], "grokking"),
+    ([0, 0.95, 1, 1], [0, 0, 0.3, 0.95], "progression"),
     ([0, 0.4, 0.7, 1], [0, 0.05, 0.4, 0.9], "progression"),
     ([0, 0.5, 0.6, 0.6], [0, 0, 0.3, 0.4], "progression"),
     ([0, 0.2, 0.3, 0.3], [0, 0, 0, 0], "stalled")])
 def test_dynamic_rule(train, val, name):
     assert common.dynamic(curve(train, val)) == name
+
+
+def test_the_dynamics_can_come_out_either_way():
+    """All four cells go through progression, with a norm that rises; two of them share their hidden size."""
+    curves = {"step": [0, 5, 10], "val_acc_unmirrored": [0, 0.2, 1], "norm": [1, 2, 3], "circuit_share": [0, 0, 1],
+              "memory_acc": [0, 1, 1], "train_acc": [0, 0.5, 1], "fourier_top5": [0] * 3, "circuit_margin": [0] * 3,
+              "circuit_spread": [0] * 3}
+    curves = {name: np.tile(np.array(values, float), (12, 1)) for name, values in curves.items()}
+    settings = replace(grok.PRESETS["quick"], hidden=(4, 8, 8, 16), data=(40, 40, 50, 50))
+    rows = [{"hidden": h, "data": d, "dynamic": "progression"} for h, d in zip(settings.hidden, settings.data) for _ in range(3)]
+    claims = grok.judge(settings, rows, curves)
+    assert [c["holds"] for c in claims if c["claim"].startswith("fig 2")] == [True, False, False, False]
+    assert [c["holds"] for c in claims if c["claim"].startswith("fig 9")] == [True, False]
+    assert claims[1]["measured"] == "progression 3/3"
+    first = grok.draw_dynamics(settings, rows, curves).axes[0]
+    drawn = {line.get_label(): list(line.get_ydata()) for line in first.lines}
+    assert drawn["train"] == [0.5, 1] and drawn["validation"] == [0.2, 1]
 
 
 def test_norm_change_over_the_rise():
@@ -586,6 +633,30 @@ def test_no_zone_where_a_curve_is_not_known():
     assert all("of 28 cells" in c["measured"] for c in claims)
 
 
+def test_zones_are_held_against_the_other_half_of_the_seeds():
+    settings, rows, curves = made_up_plane(True, seeds=4)
+    now, parts = grok.measured(settings, rows, curves), grok.halves(settings, rows, curves)
+    cell = 0, 8, 300      # ungrokking, as long as 300 examples are less than the capacity
+    assert [grok.zones(settings, rows, now, parts, once)[cell][0] for once in (False, True)] == ["ungrokking", "progression"]
+    for line in grok.plane(rows):
+        line["dynamic"] = "stalled" if line["seed"] % 2 else "grokking"
+    seen = {(part, seen) for (part, *_), (_, seen) in grok.zones(settings, rows, now, parts).items()}
+    assert seen == {(0, "progression"), (1, "grokking")}
+    now.capacity[:] = 10
+    for line in grok.plane(rows):
+        line["dynamic"] = "progression"      # which the hidden size alone tells as well
+    assert grok.judge_zones(settings, rows, now, parts)[0]["holds"] is False
+
+
+def test_the_diagram_has_its_cells_where_they_belong():
+    settings, rows, curves = made_up_plane(True)
+    axis = grok.draw_diagram(settings, rows, grok.measured(settings, rows, curves)).axes[0]
+    for hidden, data, kind in ((4, 300, "progression"), (32, 300, "ungrokking"), (32, 600, "grokking")):
+        at = np.log2(hidden), data
+        cell, = (each for each in axis.patches if each.get_window_extent().contains(*axis.transData.transform(at)))
+        assert cell.get_facecolor()[:3] == to_rgb(common.COLORS[kind])
+
+
 @pytest.mark.parametrize("dips_at, holds", [((400, 500), True), ((300, 400, 500), True), ((600,), False), ((400, 600), False)])
 def test_where_the_diagram_predicts_double_descent(dips_at, holds):
     settings, rows, curves = made_up_plane(True, seeds=6)      # the curves cross at D = 530, and the largest model's is at 350
@@ -657,6 +728,17 @@ def test_a_phase_diagram_with_diverged_runs_is_drawn_and_judged_where_it_can_be(
     assert claims[FALLS] is None and claims[RISES] is None and claims[CROSS] is None
     assert claims["grokked on D = 600, then D = 200 (critical size -)"] is None
     assert set(grok.draw_phase(*made_up_plane(True, diverged=(4, 32)))) == {"phase.png", "measures.png"}
+
+
+def test_change_over_the_second_half_of_the_steps():
+    settings, rows, curves = made_up_plane(True, seeds=4)
+    curves["train_acc"][[line["experiment"] == "capacity" for line in rows], 1] /= 2
+    claims = {c["claim"].split(" (critical size")[0]: c for c in grok.judge_phase(settings, rows, curves)}
+    assert claims["capacity: change over the second half of the steps"]["measured"].startswith("+100.0% at most")
+    assert claims["capacity: change over the second half of the steps"]["holds"] is False
+    assert claims["critical size: change over the second half of the steps"]["holds"] is True
+    assert "from d = 16 to 32" in claims[FALLS]["measured"]
+    assert claims["grokked on D = 600, then D = 500"]["holds"] is True
 
 
 def test_where_the_critical_size_is_not_known_nothing_is_foretold():
@@ -845,6 +927,14 @@ def test_a_summary_holds_each_cells_mean_and_interval():
     assert math.isnan(first["best_val_acc"]) and "val_loss" not in first
 
 
+def test_what_is_printed(capsys):
+    rows = [{**common.asdict(run), "dynamic": "grokking", "val_acc": 1.0}
+            for split in (False, True) for run in runs_of(2, memorize=20, split=split)]
+    assert [line["seeds"] for line in common.summarize(rows)] == [2, 2]
+    common.print_results(rows, [common.claim("it", paper, "1", holds) for paper in "-x" for holds in (True, False, None)])
+    assert re.findall(r"(?m)^it .* (\S+)$", capsys.readouterr().out) == ["yes", "NO", "-", "yes", "NO", "undecided"]
+
+
 def test_best_accuracy_counts_only_while_the_memorization_is_known():
     history = {**curve([0, 1, 1, 1], [0, 0.2, 0.4, 0.9]), "val_acc": np.zeros(4), "memorize_acc": np.array([0, 1, 1, 0.2])}
     line = common.row(runs_of(1, memorize=20)[0], history)
@@ -863,7 +953,7 @@ def made_up_rows(dip_small, dip_large, dip_squared):
     """Rows whose curves dip or not, and curves for nothing else."""
     def line(task, data, hidden, value, seed):
         return {"task": task, "p": 11, "data": data, "hidden": hidden, "seed": seed,
-                "val_acc_unmirrored": value, "val_acc": value, "dynamic": "grokking"}
+                "val_acc_unmirrored": value, "val_acc": value, "train_acc": 1.0, "dynamic": "grokking"}
     lines = (("addition", 40, dip_small), ("addition", 60, dip_large), ("squared_addition", 60, dip_squared))
     return [line(task, data, hidden, 0.02 if dips and hidden == 16 else value, seed) for seed in range(6)
             for task, data, dips in lines for hidden, value in ((4, 0.5), (8, 0.7), (16, 0.8), (32, 1.0))]
@@ -875,7 +965,6 @@ DIPS = replace(double_descent.PRESETS["quick"], p=11, hidden=(4, 8, 16, 32), dat
 def test_a_curve_with_a_cell_that_diverged_is_labelled_where_it_is_known(monkeypatch):
     rows = made_up_rows(True, False, True)
     for line in rows:
-        line["train_acc"] = 1.0
         if (line["task"], line["data"], line["hidden"]) == ("addition", 40, 8):
             line.update(val_acc_unmirrored=None, dynamic="diverged")
     figure = double_descent.draw(replace(DIPS, seeds=6), rows, {})["double_descent.png"]
@@ -888,8 +977,12 @@ def test_a_curve_with_a_cell_that_diverged_is_labelled_where_it_is_known(monkeyp
     ((True, True, True), (False, False)),
     ((False, False, False), (False, False))])
 def test_predictions_can_come_out_either_way(dips, verdicts):
-    claims = double_descent.judge(DIPS, made_up_rows(*dips), {})
+    rows = made_up_rows(*dips)
+    claims = double_descent.judge(DIPS, rows, {})
     assert [c["holds"] for c in claims[:2]] == list(verdicts)
+    rows[0]["val_acc_unmirrored"] = 0.9      # one seed of the smallest size: its mean is not the end of its interval
+    curve = double_descent.draw(DIPS, rows, {})["double_descent.png"].axes[0].lines[0]
+    assert curve.get_ydata() == pytest.approx(common.size_curve(rows, "addition", min(DIPS.data))[1].mean(1))
 
 
 @pytest.mark.parametrize("level, holds", [(0.01, [True, True]), (0.5, [False, False])])
@@ -1245,6 +1338,19 @@ def test_two_ranks_one_of_them_killed_give_the_results_of_one_process(tmp_path):
     assert (tmp_path / "two" / "runs.csv").read_bytes() == (tmp_path / "one" / "runs.csv").read_bytes()
 
 
+def sweep_options(out):
+    """What a sweep asks of its options."""
+    (out / "cache").mkdir()
+    return SimpleNamespace(out=out, device="cpu", compile=False, workers=1, precision=None)
+
+
+def test_a_sweep_gives_every_run_its_own_history(tmp_path):
+    runs = [run for split in (False, True) for run in runs_of(2, steps=5, memorize=20, split=split)]
+    done = common.sweep(runs, sweep_options(tmp_path))
+    for run in runs:
+        assert done[run]["train_loss"] == pytest.approx(common.train([run], "cpu")["train_loss"][0].numpy(), rel=1e-3)
+
+
 def test_out_of_memory_packs_less(tmp_path, monkeypatch):
     real = common.train
 
@@ -1253,9 +1359,7 @@ def test_out_of_memory_packs_less(tmp_path, monkeypatch):
             raise torch.cuda.OutOfMemoryError("too much")
         return real(runs, *rest)
     monkeypatch.setattr(common, "train", small)
-    options = type("Options", (), {"out": tmp_path, "device": "cpu", "compile": False, "workers": 1, "precision": None})
-    (tmp_path / "cache").mkdir()
-    assert list(common.sweep(runs_of(7, steps=5), options)) == runs_of(7, steps=5)
+    assert list(common.sweep(runs_of(7, steps=5), sweep_options(tmp_path))) == runs_of(7, steps=5)
 
 
 @pytest.mark.parametrize("arguments, named", [
