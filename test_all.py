@@ -33,6 +33,7 @@ import emergence
 import grok
 from common import Population, Run, Transformer
 
+signal.signal(signal.SIGINT, signal.default_int_handler)      # begun in the background, a process ignores it
 HERE = Path(__file__).parent
 SCRIPTS = ["common.py", "grok.py", "double_descent.py", "emergence.py"]
 FORKS = pytest.mark.skipif(common.start_method() != "fork", reason="patches what another process inherits")
@@ -1437,7 +1438,7 @@ def test_script_metadata_equals_requirements():
         assert listed == [line for line in wanted if not line.startswith("pytest")] and 'requires-python = ">=3.10"' in block
 
 
-REFERENCES = ["grok-paper", "grok-phase-small", "double_descent-paper", "double_descent-small",
+REFERENCES = ["grok-paper", "grok-phase-paper", "grok-phase-small", "double_descent-paper", "double_descent-small",
               "emergence-paper", "emergence-small"]
 
 
