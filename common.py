@@ -739,7 +739,7 @@ def sweep(runs, options):
     expected = expected_seconds(mine, options)
     if expected > 60 and rank == 0:
         print(f"expect about {timedelta(seconds=round(expected, -1))} of training", file=sys.stderr, flush=True)
-    at, shown, live = {}, 0.0, sys.stderr.isatty()
+    at, shown, live = {}, 0.0, rank == 0 and sys.stderr.isatty()
     # at: {first run of a population: (population, share done before this start, share done now)}
 
     def tick(population, step, train_acc, val_acc):
@@ -755,7 +755,7 @@ def sweep(runs, options):
             print(f"\r\033[K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
 
     train_all(mine, options, tick)
-    if live and rank == 0:
+    if live:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
     # in a file, since gloo may abort at exit where it has sent a tensor
     write(folder / f"run-steps-{rank}", str(run_steps(at.values())))

@@ -641,7 +641,7 @@ def judge_critical(before, now):
         claims.append(claim(f"fig 3: critical size at d = {h} (where accuracy is 0.5; 0.9)", "-",
                             f"{bounded(middle, now.data)}; {bounded(near, now.data)}", None))
     able = now.capacity[0] > now.critical[0.5][0]
-    first = int(able.argmax())      # smaller models are in progression at any D
+    first = int(able.argmax())      # smaller models cannot memorize so much
     ends = np.clip(now.critical[0.5][:, [first, -1]], now.data[0], now.data[-1])
     fall, sure = ends[:, 0] - ends[:, 1], within(now.critical[0.5], now.data)
     low, high = np.percentile(fall[1:], [2.5, 97.5])
@@ -687,10 +687,11 @@ def judge_paper_numbers(settings, rows, now):
     if sizes.any():
         span = (now.critical[0.9] - now.critical[FLOOR])[:, sizes].mean(1)
         low, high = np.percentile(span[1:], [2.5, 97.5])
-        near, far = low > PAPER_SPAN / 2 and high < 2 * PAPER_SPAN, high < PAPER_SPAN / 2 or low > 2 * PAPER_SPAN
+        sides = beyond(PAPER_SPAN / 2, low, high, True), beyond(2 * PAPER_SPAN, low, high, False)
         claims.append(claim(f"fig 3: D over which accuracy rises from {FLOOR} to 0.9, mean of d = "
                             f"{', '.join(map(str, now.hidden[sizes]))}", f"about {PAPER_SPAN}",
-                            with_interval(span[0], low, high, "{:.0f}"), True if near else False if far else None))
+                            with_interval(span[0], low, high, "{:.0f}"),
+                            False if False in sides else None if None in sides else True))
     return claims
 
 
@@ -756,7 +757,8 @@ def judge_double_descent(rows, now):
     if not np.isfinite(where[0]) or np.isnan(where[1:]).all():
         return [claim("double descent for D below the crossing, not above", "-", "the curves do not cross in this range", None)]
     (low, high), largest = np.nanpercentile(where[1:], [2.5, 97.5]), now.critical[0.5][:, -1]
-    expected = {d: "dip" if np.percentile(largest[1:], 97.5) < d < low else "no dip" if d > high else None for d in now.data}
+    returns = np.percentile(largest[1:], 97.5)      # the D above which the largest model surely generalizes
+    expected = {d: "dip" if returns < d < low else "no dip" if d > high else None for d in now.data}
     seen = {d: dip_interval(size_curve(plane(rows), "addition", d)[1])[4] for d in now.data}
     tested = {d: seen[d] == expected[d] for d in now.data if expected[d] and seen[d] != "undecided"}
     both = {expected[d] for d in tested} == {"dip", "no dip"}

@@ -755,7 +755,7 @@ def test_where_the_critical_size_is_not_known_nothing_is_foretold():
 
 
 @pytest.mark.parametrize("shift, span, step, holds", [(0, 800, 300, [True] * 5),
-                                                           (2000, 3000, 3000, [False, True, False, False, False])])
+                                                       (2000, 3000, 3000, [False, True, False, False, False])])
 def test_the_numbers_of_figure_3_are_compared(shift, span, step, holds):
     """Two sizes whose accuracy rises where the paper says, or shift later and over another span of D."""
     middle, data = {32: 3400 + shift, 64: 2600 + shift}, np.arange(1000, 9001, 200)
@@ -1395,7 +1395,7 @@ def test_the_time_to_expect_is_that_of_the_dearest_population_at_least(monkeypat
 
 
 def test_another_name_of_the_cpu_is_the_cpu():
-    options = type("Options", (), {"device": "cpu:0", "threads": 3})
+    options = SimpleNamespace(device="cpu:0", threads=3)
     common.set_up(options)
     assert options.device == "cpu" and options.workers == 3
 
