@@ -224,7 +224,7 @@ PLANES = {
                    ungrok_hidden=32, ungrok_data=(200, 400, 800, 1200)),
     "paper": Plane(p=113, seeds=11, steps=10000, lr=5e-3, weight_decay=1.0,
                    hidden=(4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 56, 64, 100), data=tuple(range(2000, 4001, 200)),
-                   ungrok_hidden=64, ungrok_data=(1000, 1500, 2000, 3000)),
+                   ungrok_hidden=64, ungrok_data=(500, 1000, 2000, 3000)),
 }
 
 
@@ -553,8 +553,7 @@ def draw_capacity(axis, settings, now):
     once = mirrored_once(now.capacity, settings.p)
     band(axis, now.hidden, once, ":o", ms=4, color="black", label="mirrored pairs counted once")
     axis.axhline(settings.p**2, color="#999999", lw=0.8)
-    axis.annotate("all pairs", (now.hidden[-1], settings.p**2), (0, -12), textcoords="offset points", ha="right",
-                  fontsize=8, color="#666666")
+    axis.annotate("all pairs", (now.hidden[0], settings.p**2), (0, -12), textcoords="offset points", fontsize=8, color="#666666")
     axis.set(ylabel="examples", title="Memorization capacity against hidden size")
 
 
@@ -584,13 +583,18 @@ def draw_ungrokking(axis, settings, rows, curves):
 
 def draw_cost(axis, rows):
     """The last parameter norm against D, of runs that memorized and of runs that grokked early, a line for each hidden size."""
+    ends = []
     for kind, mark in (("ungrokking", "-^"), ("grokking", "-o")):
         for (h,), lines in by_cell(settled(rows, kind), "hidden").items():
             norms = {d: np.mean([line["norm"] for line in seeds]) for (d,), seeds in sorted(by_cell(lines, "data").items())}
             axis.plot(list(norms), list(norms.values()), mark, color=COLORS[kind])
-            axis.annotate(f"  d = {h}", (max(norms), norms[max(norms)]), va="center", fontsize=8, color=COLORS[kind])
+            ends.append((norms[max(norms)], max(norms), h, COLORS[kind]))
         when = " by half of the steps" if kind == "grokking" else ""
         axis.plot([], [], mark, color=COLORS[kind], label=f"{kind}{when}")
+    gap, place = np.ptp(axis.get_ylim()) / 30, {}
+    for norm, d, h, color in sorted(ends):      # labels one above the other where lines end close together
+        place[d] = max(place.get(d, -np.inf) + gap, norm)
+        axis.annotate(f"  d = {h}", (d, place[d]), va="center", fontsize=8, color=color)
     axis.margins(x=0.12)
     axis.set(xlabel="training examples D", ylabel="parameter norm, last step",
              title="What a circuit costs: norm against data, a line per hidden size")
