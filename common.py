@@ -785,7 +785,7 @@ def first_step(steps, values, level, after=0):
 def dynamic(history):
     """Names what training showed (paper section 3), by a rule on train_acc and on val_acc_unmirrored.
 
-    progression: validation has passed FLOOR when training reaches MEMORIZED (stalled: neither happens).
+    progression: validation passes FLOOR before training reaches MEMORIZED, if that ever does (stalled: neither is reached).
     Otherwise the training set was memorized first, and the best validation accuracy decides: grokking from
     GENERALIZED, ungrokking below FLOOR, semi-grokking between. A loss that is not finite: diverged.
     Ungrokking as the paper uses the word: by the last step, validation accuracy has not risen.
@@ -1119,7 +1119,7 @@ def command_line(script, doc, experiments):
                                      description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.error = fail         # one line, without the usage in front
     machine_options(parser)
-    parser.add_argument("--scale", choices=presets, help="quick: a CPU, one or two minutes; small: p = 59; "
+    parser.add_argument("--scale", choices=presets, help="quick: a CPU, at most two minutes; small: p = 59; "
                         "paper: the paper's grid (default: paper on cuda, quick otherwise)")
     settings = fields(presets["quick"])
     for f in settings:

@@ -43,7 +43,7 @@ PRESETS = {
                     data=900, memorize=(550,)),
     "small": Ladder(p=59, seeds=3, steps=3000, lr=1e-2, weight_decay=1.0, layers=(1,) * 7, hidden=(8, 16, 24, 32, 48, 64, 128),
                     data=2000, memorize=(1400, 1100)),
-    # parameters: 2.7k, 6.9k, 20k, 64k, 227k, 426k, 1.6M, 3.2M, 13M, 25M, 101M
+    # parameters: 2.7k, 6.9k, 20k, 64k, 227k, 424k, 1.6M, 3.2M, 13M, 25M, 101M
     "paper": Ladder(p=113, seeds=3, steps=10000, lr=5e-3, weight_decay=1.0, layers=(1, 1, 1, 1, 1, 2, 2, 4, 4, 8, 8),
                     hidden=(8, 16, 32, 64, 128, 128, 256, 256, 512, 512, 1024), data=3000, memorize=(3000, 4000, 5000, 6000)),
 }
