@@ -10,7 +10,7 @@ nothing more, then semi-grokking and grokking: validation accuracy dips on the w
     prediction 2    a harder task, (a + b)^2 mod p, moves the crossing up: at one D it dips deeper than addition
 
     python double_descent.py                      a laptop's CPU, a minute and a quarter
-    python double_descent.py --scale small        p = 59, 11 seeds, an hour on one core
+    python double_descent.py --scale small        p = 59, 11 seeds, twenty minutes on two cores
     python double_descent.py --device cuda        p = 113, the paper's 825 runs
     torchrun --nproc-per-node=8 double_descent.py --scale paper     the same, shared out over GPUs or processes
 
