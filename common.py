@@ -785,7 +785,7 @@ def first_step(steps, values, level, after=0):
 def dynamic(history):
     """Names what training showed (paper section 3), by a rule on train_acc and on val_acc_unmirrored.
 
-    progression: validation passes FLOOR before training reaches MEMORIZED, if that ever does (stalled: neither is reached).
+    progression: validation has passed FLOOR by the time training reaches MEMORIZED, if it ever does (stalled: neither is).
     Otherwise the training set was memorized first, and the best validation accuracy decides: grokking from
     GENERALIZED, ungrokking below FLOOR, semi-grokking between. A loss that is not finite: diverged.
     Ungrokking as the paper uses the word: by the last step, validation accuracy has not risen.

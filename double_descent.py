@@ -92,10 +92,10 @@ def draw_task(top, bottom, rows, task, sizes):
         apart = np.min(others, 0) if others else -np.arange(len(hidden))
         at = int(np.argmax(np.where(np.isfinite(means[data] + apart), apart, -np.inf)))
         rises = means[data][at + 1:at + 2].max(initial=0) > means[data][at] + 0.1
-        beside, side = (((8, -16), "left") if means[data][at] > 0.08 else ((26, -4), "left") if rises else
-                        ((-16, -4), "right"))      # clear of its own line
-        top.annotate(f"D = {data}", (hidden[at], means[data][at]), beside, textcoords="offset points", ha=side, fontsize=11,
-                     color=shades[data], path_effects=[withStroke(linewidth=3, foreground="white")])
+        x, y = (8, -16) if means[data][at] > 0.08 else (26 if rises else -16, -4)      # clear of its own line
+        top.annotate(f"D = {data}", (hidden[at], means[data][at]), (x, y), textcoords="offset points", fontsize=11,
+                     ha="left" if x > 0 else "right", color=shades[data],
+                     path_effects=[withStroke(linewidth=3, foreground="white")])
     bottom.set_xticks(hidden, labels=map(str, hidden))
     return verdicts
 
