@@ -27,8 +27,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from common import COLORS, FLOOR, Settings, beyond, by_cell, claim, dip_depths, dip_interval, interval, judgeable, majority
-from common import option, reproduce, size_curve, with_interval
+from common import COLORS, FLOOR, Settings, below, beyond, by_cell, claim, dip_interval, interval, judgeable, majority, option
+from common import reproduce, resampled_means, size_curve, triples, with_interval
 
 
 @dataclass(frozen=True)
@@ -132,17 +132,17 @@ def draw(settings, rows, curves):
 # claims
 
 
-# what the paper reports at p = 113, by (task, D), and the hidden sizes at which it reports zero
-PAPER_DIPS = {("addition", 2600): "dip (at d = 24 to 40)", ("addition", 3000): "dip (shallow, at d = 28 to 36)",
-              ("addition", 4000): "no dip", ("addition", 5000): "no dip", ("squared_addition", 3000): "dip (at d = 24)"}
+# what the paper reports at p = 113, by (task, D); from which hidden size to which; and the hidden sizes at which it reports zero
+PAPER_DIPS = {("addition", 2600): "dip", ("addition", 3000): "dip (shallow)",
+              ("addition", 4000): "no dip", ("addition", 5000): "no dip", ("squared_addition", 3000): "dip"}
+PAPER_PLACES = {("addition", 2600): (24, 40), ("addition", 3000): (28, 36), ("squared_addition", 3000): (24, 24)}
 PAPER_ZEROS = {("addition", 2600): (24, 28, 32, 36, 40), ("squared_addition", 3000): (24,)}
 
 
 def judge_dips(settings, rows):
     """The dip of each curve, {(task, D): (verdict, what was measured)}, and a claim on each.
 
-    No dip does not speak against a shallow one, which may be less deep than what is called a dip here. Neither the place of
-    the dip nor its depth beyond that is judged.
+    No dip does not speak against a shallow one, which may be less deep than what is called a dip here.
     """
     found, claims = {}, []
     for task, sizes in tasks(settings):
@@ -173,7 +173,8 @@ def judge_predictions(settings, rows, found):
         deeper, text = [], []
         for data in both:
             hard, easy = (size_curve(rows, task, data)[1] for task in ("squared_addition", "addition"))
-            difference = dip_depths(hard) - dip_depths(easy, 1)
+            depths = [below(resampled_means(values, i)).max(-1, initial=0) for i, values in enumerate((hard, easy))]
+            difference = depths[0] - depths[1]      # (1 + draws,), each curve with draws of its own
             low, high = np.percentile(difference[1:], [2.5, 97.5])
             text.append(f"D = {data}: by {with_interval(difference[0], low, high)}")
             verdict, _ = found["squared_addition", data]
@@ -181,6 +182,26 @@ def judge_predictions(settings, rows, found):
             deeper.append(True if low > 0 and verdict == "dip" else False if less or verdict == "no dip" else None)
         claims.append(claim("prediction 2 (fig 7): at one D the harder task dips deeper", "deeper", ", ".join(text),
                             True in deeper or (None if None in deeper else False)))
+    return claims
+
+
+def judge_places(settings, rows, found):
+    """Where the paper has a dip and so do we: the size at which the curve is lowest, and whether that is in the paper's range.
+
+    Known to the sizes tried beside it.
+    """
+    claims = []
+    for (task, data), (first, last) in PAPER_PLACES.items():
+        if settings.p == 113 and found.get((task, data), "-")[0] == "dip":
+            hidden, values = size_curve(rows, task, data)
+            places = triples(len(hidden))[1][below(resampled_means(values)).argmax(-1)]       # (1 + draws,)
+            low, high = np.percentile(places[1:], [2.5, 97.5], method="nearest")
+            inside = first <= hidden[low] and hidden[high] <= last
+            outside = hidden[low - 1] >= last or hidden[high + 1] <= first
+            claims.append(claim(f"{task}, D = {data}: hidden size of the dip, of those tried",
+                                f"{first} to {last}" if last > first else f"{first}",
+                                with_interval(*hidden[[places[0], low, high]], "{:.0f}"),
+                                True if inside else False if outside else None))
     return claims
 
 
@@ -201,7 +222,7 @@ def judge_zeros(settings, rows):
 def judge(settings, rows, curves):
     """Both predictions, the dip of each curve, and at paper scale the numbers that the paper states."""
     found, dips = judge_dips(settings, rows)
-    return [*judge_predictions(settings, rows, found), *dips, *judge_zeros(settings, rows)]
+    return [*judge_predictions(settings, rows, found), *dips, *judge_places(settings, rows, found), *judge_zeros(settings, rows)]
 
 
 def main():

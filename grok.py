@@ -101,7 +101,7 @@ def draw_dynamics(settings, rows, curves):
                             color=COLORS.get(majority(lines), "black"))
         column[0].set_ylim(-0.03, 1.03)
         column[1].set_ylim(-0.03, 1.03)
-        column[-1].set(xlabel="optimization step", xscale="log", xlim=(0.7, 1.4 * settings.steps))
+        column[-1].set(xlabel="optimization step", xscale="log", xlim=(settings.steps / 1000, 1.2 * settings.steps))
     for row, (label, measures) in zip(axes, PANELS):
         row[0].set_ylabel(label)
         if len(measures) > 1:
@@ -400,7 +400,7 @@ def zone(data, low, high, capacity):
 
 
 def observed(lines):
-    """The dynamic that most seeds of a cell went through; stalled is progression that has not got there yet (figure 5)."""
+    """The most frequent dynamic of these runs, of equals the lowest seed's; stalled is progression not there yet (figure 5)."""
     seen = Counter("progression" if line["dynamic"] == "stalled" else line["dynamic"] for line in lines)
     return seen.most_common(1)[0][0]
 
@@ -413,7 +413,7 @@ def half(lines, part):
 def by_halves(rows, now, predict):
     """{(half of the seeds, hidden, D): (predicted, observed)} for each cell.
 
-    predict(part, index of hidden, D) is the dynamic, or None; observed is what most runs of the other half went through.
+    predict(part, index of hidden, D) is the dynamic, or None; observed is the most frequent one of the other half.
     """
     pairs, runs = {}, by_cell(plane(rows), "hidden", "data")
     for part in (0, 1):
@@ -430,12 +430,12 @@ def zones(settings, rows, now, parts, once=False):
 
     parts: what each half measures. once: mirrored pairs counted once.
     """
-    memory = mirrored_once(now.capacity[0], settings.p) if once else now.capacity[0]
+    capacity = mirrored_once(now.capacity[0], settings.p) if once else now.capacity[0]
 
     def predict(part, i, d):
         """The zone of a cell by the curves of a half."""
         low, high = (parts[part].critical[level][0, i] for level in (FLOOR, 0.9))
-        return zone(d, low, high, memory[i])
+        return zone(d, low, high, capacity[i])
     return by_halves(rows, now, predict)
 
 
@@ -472,7 +472,7 @@ def crossing_place(settings, now, capacity):
     if not np.isfinite(size[0]):
         return "not in this range", share
     at = np.searchsorted(now.hidden, size[0])
-    params, tried = (parameters(settings.run("addition", sizes, 1, 0)) for sizes in (size, now.hidden))
+    params, tried = (parameters(settings.run("addition", sizes, 1, 0)) for sizes in (size, now.hidden))      # of arrays of sizes
     bound = "" if within(now.critical[0.5], now.data)[at - 1:at + 1].all() else ", from a critical size out of range"
     seldom = f" ({share:.0%} of the draws)" if 0 < share < 1 else ""
     return (f"d = {bounded(size, now.hidden)}, {bounded(params, tried)} parameters, "
@@ -483,12 +483,12 @@ def crossing_place(settings, now, capacity):
 
 
 def band(axis, x, draws, style="-o", shade=0.2, **look):
-    """A line for the estimate, the first of draws (1 + draws, n), and its 95% interval: shaded, or thin lines with shade 0."""
+    """A line for the estimate, the first of draws (1 + draws, n), and its 95% interval: shaded, thin lines (0), or none."""
     low, high = np.percentile(draws[1:], [2.5, 97.5], axis=0)
     line, = axis.plot(x, draws[0], style, **look)
     if shade:
         axis.fill_between(x, low, high, color=line.get_color(), alpha=shade, lw=0)
-    else:
+    elif shade == 0:
         axis.plot(x, np.stack([low, high], 1), style, color=line.get_color(), lw=0.9)
 
 
@@ -511,16 +511,18 @@ def draw_diagram(settings, rows, now):
                 axis.add_patch(Rectangle((start, bottom[j]), width, bottom[j + 1] - bottom[j], color=COLORS[kind],
                                          alpha=0.85, lw=0))
                 start += width
-    axis.vlines(left, bottom[0], bottom[-1], color="white", lw=1.5)
-    axis.hlines(bottom, left[0], left[-1], color="white", lw=1.5)
+    axis.vlines(left, bottom[0], bottom[-1], color="white", lw=4)
+    axis.hlines(bottom, left[0], left[-1], color="white", lw=4)
     look = {"shade": 0, "color": "black", "lw": 3, "path_effects": [withStroke(linewidth=6, foreground="white")]}
     once = mirrored_once(now.capacity, settings.p)
-    band(axis, x, now.critical[0.5], "-", label="critical size", **look)
+    band(axis, x, now.critical[0.5], "-", label="critical size (grey: models\nthat cannot memorize so much)", **look)
     band(axis, x, now.capacity, "--", label="memorization capacity", **look)
     band(axis, x, once, ":", label="capacity, mirrored\npairs counted once", **look)
-    for capacity, ms in ((now.capacity, 12), (once, 7)):
-        size, where = crossing(now.hidden, now.critical[0.5], capacity)
-        axis.plot(np.log2(size[0]), where[0], "o", ms=ms, mfc="white", mec="black", mew=2, zorder=5)
+    (size, where), (size_once, where_once) = (crossing(now.hidden, now.critical[0.5], each) for each in (now.capacity, once))
+    small = np.flatnonzero(now.hidden < size[0])      # and a line on to the crossing
+    axis.plot([*x[small], np.log2(size[0])], [*now.critical[0.5][0, small], where[0]], color="#888888", lw=3)
+    for each, at, ms in ((size, where, 12), (size_once, where_once, 7)):
+        axis.plot(np.log2(each[0]), at[0], "o", ms=ms, mfc="white", mec="black", mew=2, zorder=5)
     for kind in COLORS:
         if any(line["dynamic"] == kind for line in plane(rows)):
             axis.add_patch(Rectangle((0, 0), 0, 0, color=COLORS[kind], alpha=0.85, label=kind))
@@ -530,8 +532,8 @@ def draw_diagram(settings, rows, now):
     axis.set_ylabel("training examples D", fontsize=13)
     axis.set_xticks(x, labels=map(str, now.hidden))
     axis.tick_params(labelsize=12)
-    place, share = crossing_place(settings, now, now.capacity)
-    finding = f"The curves cross at {place}" if share >= SURE else "Which circuit wins, measured"
+    place = f"d = {bounded(size, now.hidden)}, D = {bounded(where, now.data)}"
+    finding = f"The curves cross at {place}" if np.isfinite(size[1:]).mean() >= SURE else "Which circuit wins, measured"
     axis.set_title(f"{finding}\n(a + b) mod {settings.p} at step {settings.steps}; a cell is divided by its {settings.seeds} "
                    "seeds; thin lines: 95% interval; circles: crossings", fontsize=12)
     return figure
@@ -559,8 +561,9 @@ def draw_capacity(axis, settings, now):
 
 def draw_critical(axis, settings, found):
     """The critical size against hidden size, at several steps of the same runs."""
-    for (until, then), color in zip(found.items(), ("#56B4E9", "#2E93C9", "#0072B2")):
-        band(axis, then.hidden, then.critical[0.5], ms=4, color=color, label=f"step {round(until * settings.steps)}")
+    for (until, then), color in zip(found.items(), ("#9BD1F0", "#56B4E9", "#0072B2")):
+        band(axis, then.hidden, then.critical[0.5], ms=4, color=color, label=f"step {round(until * settings.steps)}",
+             shade=0.2 if until == 1 else None)
     axis.axhline(then.data[-1], color="#999999", lw=0.8, ls="--")
     axis.annotate("largest D tried", (then.hidden[-1], then.data[-1]), (0, 3), textcoords="offset points", ha="right",
                   fontsize=8, color="#666666")
@@ -574,7 +577,10 @@ def draw_ungrokking(axis, settings, rows, curves):
     colors = dict(zip(sizes, colormaps["viridis"](np.linspace(0, 0.8, len(sizes)))))
     for i, line in enumerate(rows):
         if line["experiment"] == "ungrokking":
-            axis.plot(curves["step"][i], curves["val_acc_unmirrored"][i], lw=1.2, color=colors[line["data"]],
+            steps, val_acc = curves["step"][i], curves["val_acc_unmirrored"][i]
+            more, less = steps <= settings.steps, steps >= settings.steps
+            axis.plot(steps[more], val_acc[more], lw=1.2, color="#999999")
+            axis.plot(steps[less], val_acc[less], lw=1.2, color=colors[line["data"]],
                       label=f"then D = {line['data']}" if line["seed"] == 0 else None)
     axis.axvline(settings.steps, color="#D55E00", lw=1)
     axis.set(xlabel="optimization step", ylabel="validation accuracy, unmirrored",
@@ -609,7 +615,7 @@ def draw_zones(axis, settings, rows, now, parts):
         axis.annotate(count[i, j], (j, i), ha="center", va="center", fontsize=13, fontweight="bold" if i == j else None)
     axis.set_xticks(range(len(DYNAMICS)), labels=DYNAMICS, fontsize=8)
     axis.set_yticks(range(len(DYNAMICS)), labels=DYNAMICS, fontsize=8, rotation=90, va="center")
-    axis.set(xlabel="most of the other half", ylabel="zone by the curves of one half of the seeds",
+    axis.set(xlabel="most frequent dynamic of the other half", ylabel="zone by the curves of one half of the seeds",
              title="The zones are right in " + (f"{share_right(pairs.elements()):.0%} of the cells" if pairs else "no cell"))
 
 
@@ -733,7 +739,7 @@ def judge_zones(settings, rows, now, parts):
     """The claim of figure 1 that the zones hold what the paper says.
 
     The zones are those of one half of the seeds, and they are held against the runs of the other. Two simpler predictors
-    stand beside: what most of the first half's runs of that hidden size went through, and those of that very cell.
+    stand beside: the most frequent dynamic of the first half's runs of that hidden size, and of that very cell.
     """
     claims, of_size, of_cell = [], by_cell(plane(rows), "hidden"), by_cell(plane(rows), "hidden", "data")
     by_size = by_halves(rows, now, lambda part, i, d: observed(half(of_size[(now.hidden[i],)], part)))
@@ -743,7 +749,7 @@ def judge_zones(settings, rows, now, parts):
         right, size_right, cell_right = (share_right([each[cell] for cell in pairs]) for each in (pairs, by_size, same_cell))
         found = f"{right:.0%} of {len(pairs)} cells (hidden size {size_right:.0%}, the same cell {cell_right:.0%})"
         claims.append(claim("fig 1: zones from half of the seeds predict the others' dynamic, in 3 of 4 cells and better "
-                            f"than the hidden size alone{which}", "all", found if pairs else "one seed has no halves",
+                            f"than the hidden size alone{which}", "all", found if pairs else "a half of the seeds knows no zone",
                             right >= 0.75 and right > size_right if curves_known(now) and pairs else None))
         for kind in DYNAMICS:
             seen = Counter(seen for predicted, seen in pairs.values() if predicted == kind)
@@ -759,7 +765,7 @@ def judge_double_descent(rows, now):
     """
     _, where = crossing(now.hidden, now.critical[0.5], now.capacity)
     if not np.isfinite(where[0]) or np.isnan(where[1:]).all():
-        return [claim("double descent for D below the crossing, not above", "-", "the curves do not cross in this range", None)]
+        return [claim("double descent for D below the crossing, not above", "-", "where the curves cross is not known", None)]
     (low, high), largest = np.nanpercentile(where[1:], [2.5, 97.5]), now.critical[0.5][:, -1]
     returns = np.percentile(largest[1:], 97.5)      # the D above which the largest model surely generalizes
     expected = {d: "dip" if returns < d < low else "no dip" if d > high else None for d in now.data}
@@ -778,8 +784,10 @@ def judge_cost(rows):
         """The exponent of the norm in D of the runs of a dynamic, its 95% interval, and all of it as text."""
         runs = settled(rows, kind)
         draws = cost_exponents(runs)
-        low, high = np.percentile(draws[1:], [2.5, 97.5]) if np.isfinite(draws).all() else (np.nan, np.nan)
-        return draws[0], low, high, "too few runs" if np.isnan(low) else f"{with_interval(draws[0], low, high)}, n = {len(runs)}"
+        if not np.isfinite(draws).all():
+            return np.nan, np.nan, np.nan, "too few runs"
+        low, high = np.percentile(draws[1:], [2.5, 97.5])
+        return draws[0], low, high, f"{with_interval(draws[0], low, high)}, n = {len(runs)}"
     memorizing, low, high, found = exponent("ungrokking")
     claims = [claim("cost of memorizing more examples: exponent k in norm ~ D^k", "rises", found, beyond(0, low, high, True))]
     _, low, high, found = exponent("grokking")

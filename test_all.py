@@ -14,10 +14,10 @@ import subprocess
 import sys
 import weakref
 import zipfile
-from collections import Counter
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from statistics import NormalDist
 from types import SimpleNamespace
 from unittest import mock
 
@@ -502,7 +502,16 @@ def test_interval():
     mean, low, high = common.interval(np.random.default_rng(1).normal(3, 1, 400))
     assert low < 3 < high and high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
     assert common.interval([2, 2, 2, None, math.nan]) == (2, 2, 2)
+    assert common.interval([1, 2, 6]) == pytest.approx((3, 1, 6))      # of three: their range
     assert math.isnan(common.interval([])[0]) and common.interval([1, 3])[0] == 2 and math.isnan(common.interval([1, 3])[1])
+
+
+@pytest.mark.parametrize("seeds, t", [(6, 2.571), (11, 2.228), (30, 2.045)])      # from a table of Student's t, 97.5%
+def test_an_interval_of_few_seeds_is_as_wide_as_students(seeds, t):
+    values = np.random.default_rng(0).permutation([NormalDist().inv_cdf((i + 0.5) / seeds) for i in range(seeds)])
+    mean, low, high = common.interval(values)
+    half = t * np.std(values, ddof=1) / math.sqrt(seeds)
+    assert mean == pytest.approx(0, abs=1e-9) and (low, high) == pytest.approx((-half, half), rel=0.12)
 
 
 def test_dip_interval_tells_a_dip_from_noise_and_from_none():
@@ -801,6 +810,14 @@ def test_what_the_circuits_cost_can_come_out_either_way():
     assert judged(lambda d: d**0.5, lambda d: 1 / d) == [True, False, True]
 
 
+def test_the_cost_of_generalizing_is_not_held_against_one_that_is_not_known():
+    rows = [{"experiment": "plane", "hidden": 8, "data": d, "dynamic": kind, "norm": norm, "generalized_at": 40, "steps": 100}
+            for d in (300, 400, 500) for kind, norm in [("ungrokking", d**0.5), *[("grokking", 5)] * 9]]
+    memorizing, generalizing, _ = grok.judge_cost(rows)
+    assert memorizing["measured"] == "too few runs" and "n = 27" in generalizing["measured"]
+    assert memorizing["holds"] is generalizing["holds"] is None
+
+
 # emergence
 
 
@@ -848,6 +865,17 @@ def test_a_point_of_a_known_run_is_not_above_its_line():
     points = [line for line in accuracy.lines if len(line.get_xdata()) == 1]
     filled = [line.get_ydata()[0] for line in points if line.get_markerfacecolor() != "none"]
     assert sorted(set(np.round(filled, 2))) == [0.02, 0.1, 0.95, 1] and len(points) == len(filled) + 3
+
+
+@pytest.mark.parametrize("amounts, second, holds", [
+    ((20, 40), (0.02, 0.95, 1), True), ((20, 30), (0.02, 0.95, 1), None), ((20, 30), (0.02, 0.02, 0.95), False),
+    ((20, 40), (0.02, 0.02, 0.02), None)])
+def test_that_the_amount_to_memorize_matters_little_takes_a_range_of_amounts(amounts, second, holds):
+    settings, rows = made_up_ladder((0.95, 1, 1), (1, 1, 1))
+    rows += [{**line, "memorize": amounts[1], "best_val_acc_memorized": second[settings.hidden.index(line["hidden"])]}
+             for line in rows if line["memorize"] and not line["split"]]
+    claims = emergence.judge_comparisons(replace(settings, memorize=amounts), rows)
+    assert [c["holds"] for c in claims if "matters little" in c["claim"]] == [holds, holds]
 
 
 def test_that_no_size_suffices_is_a_no_only_far_beyond_the_ratio_of_the_paper():
@@ -923,7 +951,7 @@ def test_a_summary_holds_each_cells_mean_and_interval():
             for data in (40, 50) for run in runs_of(4, data=data)]
     first, second = common.summarize(rows)
     mean, low, high = common.interval([0, 0.1, 0.2, 0.3])
-    assert (first["val_acc"], first["val_acc_low"], first["val_acc_high"]) == (mean, low, high)
+    assert (first["val_acc"], first["val_acc_low"], first["val_acc_high"]) == pytest.approx((mean, low, high))
     assert first["data"] == 40 and second["data"] == 50 and first["seeds"] == 4 and first["dynamics"] == "grokking 4/4"
     assert math.isnan(first["best_val_acc"]) and "val_loss" not in first
 
@@ -963,7 +991,7 @@ def made_up_rows(dip_small, dip_large, dip_squared):
 DIPS = replace(double_descent.PRESETS["quick"], p=11, hidden=(4, 8, 16, 32), data=(40, 60), squared_data=(60,))
 
 
-def test_a_curve_with_a_cell_that_diverged_is_labelled_where_it_is_known(monkeypatch):
+def test_a_curve_with_a_cell_that_diverged_is_labelled_where_it_is_known():
     rows = made_up_rows(True, False, True)
     for line in rows:
         if (line["task"], line["data"], line["hidden"]) == ("addition", 40, 8):
@@ -998,10 +1026,24 @@ def test_the_numbers_of_the_paper_are_compared_at_its_scale(level, holds):
     assert [c["holds"] for c in zeros] == holds
     dips = {data: claims[f"addition, D = {data}: whether accuracy dips"] for data in settings.data}
     assert [dips[data]["holds"] for data in (2600, 3000, 4000)] == ([True, True, True] if level < 0.1 else [False, None, True])
-    assert dips[2600]["paper"] == "dip (at d = 24 to 40)" and ("at d = 24" in dips[2600]["measured"]) == (level < 0.1)
+    assert dips[2600]["paper"] == "dip" and ("at d = 24" in dips[2600]["measured"]) == (level < 0.1)
     for line in rows:      # one seed of six does otherwise
         line["val_acc"] = 0.9 if line["seed"] == 0 else 0.01
     assert [c["holds"] for c in double_descent.judge_zeros(settings, rows)] == [None, None]
+
+
+@pytest.mark.parametrize("place, sizes, holds", [
+    (20, (8, 20, 24, 28, 40, 48, 100), [False, False, False]), (24, (8, 20, 24, 28, 40, 48, 100), [True, False, True]),
+    (28, (8, 20, 24, 28, 40, 48, 100), [True, True, False]), (24, (8, 24, 40, 100), [True, None, True]),
+    (20, (8, 20, 48, 100), [None, None, None])])
+def test_the_place_of_a_dip_is_known_to_the_sizes_beside_it(place, sizes, holds):
+    settings = replace(double_descent.PRESETS["paper"], seeds=6, hidden=sizes, data=(2600, 3000))
+    rows = [{"task": task, "data": data, "hidden": h, "val_acc_unmirrored": 0.01 * seed if h == place else 0.8}
+            for task, data in double_descent.PAPER_PLACES for h in settings.hidden for seed in range(6)]
+    found = {which: ("dip", "") for which in double_descent.PAPER_PLACES}
+    claims = double_descent.judge_places(settings, rows, found)
+    assert [c["measured"] for c in claims] == [f"{place} [{place}, {place}]"] * 3 and [c["holds"] for c in claims] == holds
+    assert double_descent.judge_places(settings, rows, dict.fromkeys(found, ("no dip", ""))) == []
 
 
 def test_a_point_has_the_colour_of_a_majority_or_none():
@@ -1036,14 +1078,13 @@ def finished(tmp_path_factory):
 
 def test_outputs(finished):
     out, done = finished
-    rows, _ = common.read_results(out)
+    rows, curves = common.read_results(out)
     cells = common.read_table(out / "cells.csv")
     assert [cell["seeds"] for cell in cells] == [2] * 4 and cells[0]["val_acc_low"] is None      # of two seeds: none
     for measure in ("val_acc", "val_acc_unmirrored"):
         assert cells[0][measure] == pytest.approx(np.mean([line[measure] for line in rows[:2]]))
     files = "cache runs.csv cells.csv curves.npz summary.json dynamics.png progression.png"
     assert {p.name for p in out.iterdir()} == set(files.split())
-    rows, curves = common.read_results(out)
     columns = ("experiment task p layers hidden params data memorize split seed steps lr weight_decay train_acc val_acc"
                " val_acc_unmirrored train_loss val_loss best_val_acc memorized_at generalized_at dynamic norm")
     assert len(rows) == 8 and set(columns.split()) <= set(rows[0])
@@ -1056,11 +1097,20 @@ def test_outputs(finished):
     assert all(set(c) == {"claim", "paper", "measured", "holds"} for c in summary["claims"]) and "holds" in done.stdout
 
 
-def test_what_was_trained_stands_in_the_summary_when_it_is_drawn_again(finished):
+def test_finished_runs_are_not_repeated(finished):
     out, _ = finished
-    before = json.loads((out / "summary.json").read_text())
+    files = out / "runs.csv", out / "summary.json"
+    before = [path.read_text() for path in files]
     assert here(*TINY, "--seeds", 2, "--threads", 2, "--out", out).returncode == 0
-    assert json.loads((out / "summary.json").read_text()) == before
+    assert [path.read_text() for path in files] == before
+
+
+def test_a_summary_that_is_lost_claims_no_speed(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "out")
+    (tmp_path / "out" / "summary.json").unlink()
+    assert here(*TINY, "--seeds", 2, "--out", tmp_path / "out").returncode == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["claims"] and "seconds" not in summary
 
 
 def test_fresh_removes_what_is_its_own_and_nothing_else(tmp_path):
@@ -1096,14 +1146,9 @@ def test_fresh_forgets_old_results(finished, tmp_path):
     assert stop.returncode == 130 and not (tmp_path / "out" / "runs.csv").exists()
 
 
-def test_same_command_same_bytes_and_finished_runs_are_not_repeated(finished, tmp_path):
-    out, _ = finished
-    before, first = (out / "runs.csv").read_bytes(), json.loads((out / "summary.json").read_text())
+def test_same_command_same_bytes(finished, tmp_path):
     assert command(*TINY, "--seeds", 2, "--out", tmp_path / "again").returncode == 0
-    assert (tmp_path / "again" / "runs.csv").read_bytes() == before
-    assert here(*TINY, "--seeds", 2, "--out", out).returncode == 0
-    assert (out / "runs.csv").read_bytes() == before
-    assert json.loads((out / "summary.json").read_text())["seconds"] == first["seconds"]
+    assert (tmp_path / "again" / "runs.csv").read_bytes() == (finished[0] / "runs.csv").read_bytes()
 
 
 @pytest.mark.parametrize("content", [None, "", "{}"])
@@ -1385,6 +1430,12 @@ def test_a_copy_under_another_name_takes_its_options(tmp_path):
     one_clear_line(done, "mine.py", "--steps")
 
 
+def test_the_work_of_a_run_that_goes_on_with_less_data_is_that_of_both_halves():
+    run = runs_of(1, data=40)[0]
+    halves = common.work([run]), common.work([replace(run, data=80)])
+    assert common.work([replace(run, first_data=80)]) == sum(halves) / 2
+
+
 def test_the_time_to_expect_is_that_of_the_dearest_population_at_least(monkeypatch):
     monkeypatch.setattr(common, "seconds_per_call", lambda functions, device, rounds: dict.fromkeys(functions, 1.0))
     few, many = (SimpleNamespace(device="cpu", precision="float32", workers=count) for count in (1, 16))
@@ -1444,7 +1495,6 @@ REFERENCES = ["grok-paper", "grok-phase-paper", "grok-phase-small", "double_desc
 
 def results_table():
     """The README's table of claims, from the summary.json files in figures/; python test_all.py writes it there."""
-    verdicts = {"paper": Counter(), "other": Counter()}
     lines = ["| claim | paper | measured | holds |", "| --- | --- | --- | --- |"]
     for folder in REFERENCES:
         summary = json.loads((HERE / "figures" / folder / "summary.json").read_text())
@@ -1456,11 +1506,7 @@ def results_table():
         for c in summary["claims"]:
             if c["holds"] is not None or c["paper"] != "-" and not c["claim"].startswith("in the zone"):
                 verdict = {True: "yes", False: "**no**", None: "undecided"}[c["holds"]]
-                verdicts["other" if c["paper"].startswith(("-", "(")) else "paper"][verdict] += 1
                 lines.append(f"| {c['claim']} | {c['paper']} | {c['measured']} | {verdict} |")
-    for whose, counts in zip(("**rows on the paper's claims, in all**", "rows on others' (in brackets)"), verdicts.values()):
-        in_all = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
-        lines.append(f"| {whose} | | | {in_all} |")
     return "\n".join(lines) + "\n"
 
 
