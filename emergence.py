@@ -136,7 +136,7 @@ def draw(settings, rows, curves):
         found = sizes(rows, memorize, split)
         accuracy.plot(list(found), [best(lines) for lines in found.values()], "-o", ms=7, lw=2, color=color,
                       label=name(memorize, split))
-        column = 1.03 ** (i - len(settings.memorize) / 2)      # the seeds of each series in a column of their own
+        column = 1.03 ** (i - (len(settings.memorize) + 1) / 2)      # the seeds of each series in a column of their own
         for params, lines in found.items():
             for line in lines:
                 known = ability(line) is not None
