@@ -981,8 +981,11 @@ CELL = ("experiment", "task", "layers", "hidden", "data", "first_data", "memoriz
 
 
 def summarize(rows):
-    """A dict for each cell: its number of seeds, what they went through, and each accuracy's mean and 95% interval."""
-    lines, measures = [], [name for name in rows[0] if "_acc" in name]
+    """A dict for each cell: its number of seeds, what they went through, and means with their 95% intervals.
+
+    Means of each accuracy, and of the steps at which runs had memorized and generalized, of those that had.
+    """
+    lines, measures = [], [name for name in rows[0] if "_acc" in name or name.endswith("_at")]
     for key, seeds in by_cell(rows, *CELL).items():
         line = dict(zip(CELL, key)) | {"seeds": len(seeds), "dynamics": count_dynamics(seeds)}
         for name in measures:
@@ -1216,18 +1219,15 @@ def print_table(lines):
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
 
 
-def print_results(rows, claims):
+def print_results(rows, cells, claims):
     """A line for each cell of the grid, a line for each run that diverged, and the verdicts."""
-    def mean(cell, name):
-        """The mean of a measure over the runs of a cell that have it, as text."""
-        values = [line[name] for line in cell if line[name] is not None]
-        return f"{np.mean(values):.3g}" if values else "-"
-    names = [name for name in CELL if name in ("hidden", "data") or len({line[name] for line in rows}) > 1]
+    names = [name for name in CELL if name in ("hidden", "data") or len({cell[name] for cell in cells}) > 1]
     measures = [name for name in ("train_acc", "memorize_acc", "val_acc", "val_acc_unmirrored", "best_val_acc",
-                                  "best_val_acc_memorized", "memorized_at", "generalized_at") if name in rows[0]]
-    table = [[*names, "dynamic", *measures]]
-    for key, cell in by_cell(rows, *names).items():
-        table.append([*map(str, key), count_dynamics(cell), *(mean(cell, name) for name in measures)])
+                                  "best_val_acc_memorized", "memorized_at", "generalized_at") if name in cells[0]]
+    table = [[*names, "dynamics", *measures]]
+    for cell in cells:
+        means = ["-" if math.isnan(cell[name]) else f"{cell[name]:.3g}" for name in measures]
+        table.append([*(str(cell[name]) for name in names), cell["dynamics"], *means])
     print_table(table)
     for line in rows:
         if line["dynamic"] == "diverged":
@@ -1242,7 +1242,7 @@ def print_results(rows, claims):
 
 
 def report(settings, out, draw, judge):
-    """Judge the results in out and write their figures there. Returns the rows and the claims."""
+    """Judge the results in out and write their figures there. Returns the rows, the cells and the claims."""
     try:
         rows, curves = read_results(out)
         cells = summarize(rows)
@@ -1252,7 +1252,7 @@ def report(settings, out, draw, judge):
     write_table(out / "cells.csv", cells)
     for file, figure in draw(settings, rows, curves).items():
         write(out / file, partial(figure.savefig, format="png", dpi=150))
-    return rows, claims
+    return rows, cells, claims
 
 
 def reproduce(script, doc, **experiments):
@@ -1289,13 +1289,13 @@ def reproduce(script, doc, **experiments):
             return
         if results:
             write_results(options.out, results)
-        rows, claims = report(settings, options.out, draw, judge)
+        rows, cells, claims = report(settings, options.out, draw, judge)
         if results:
             if options.runs_trained:      # else what trained them stands
                 saved = summary | {"seconds": round(time.monotonic() - start, 1), "runs_trained": options.runs_trained,
                                    "run_steps_per_second": options.speed}
             write(options.out / "summary.json", json.dumps((saved or summary) | {"claims": claims}, indent=1) + "\n")
-        print_results(rows, claims)
+        print_results(rows, cells, claims)
         print(f"\n{time.monotonic() - start:.0f} s; figures, tables and summary.json are in {options.out}")
     except KeyboardInterrupt:
         print(f"\nInterrupted. What is finished is saved; {again} goes on from there.", file=sys.stderr)

@@ -947,21 +947,25 @@ def test_abruptness():
 
 
 def test_a_summary_holds_each_cells_mean_and_interval():
-    rows = [{**common.asdict(run), "dynamic": "grokking", "val_acc": 0.1 * run.seed, "best_val_acc": None, "val_loss": 1.0}
-            for data in (40, 50) for run in runs_of(4, data=data)]
+    rows = [{**common.asdict(run), "dynamic": "grokking", "val_acc": 0.1 * run.seed, "best_val_acc": None, "val_loss": 1.0,
+             "memorized_at": 100 * run.seed or None} for data in (40, 50) for run in runs_of(4, data=data)]
     first, second = common.summarize(rows)
     mean, low, high = common.interval([0, 0.1, 0.2, 0.3])
     assert (first["val_acc"], first["val_acc_low"], first["val_acc_high"]) == pytest.approx((mean, low, high))
     assert first["data"] == 40 and second["data"] == 50 and first["seeds"] == 4 and first["dynamics"] == "grokking 4/4"
     assert math.isnan(first["best_val_acc"]) and "val_loss" not in first
+    assert (first["memorized_at"], first["memorized_at_low"]) == (200, 100)      # of those that had
 
 
 def test_what_is_printed(capsys):
-    rows = [{**common.asdict(run), "dynamic": "grokking", "val_acc": 1.0}
+    rows = [{**common.asdict(run), "dynamic": "diverged" if split else "grokking", "val_acc": None if split else 0.5}
             for split in (False, True) for run in runs_of(2, memorize=20, split=split)]
-    assert [line["seeds"] for line in common.summarize(rows)] == [2, 2]
-    common.print_results(rows, [common.claim("it", paper, "1", holds) for paper in "-x" for holds in (True, False, None)])
-    assert re.findall(r"(?m)^it .* (\S+)$", capsys.readouterr().out) == ["yes", "NO", "-", "yes", "NO", "undecided"]
+    cells = common.summarize(rows)
+    assert [cell["seeds"] for cell in cells] == [2, 2]
+    common.print_results(rows, cells, [common.claim("it", paper, "1", holds) for paper in "-x" for holds in (True, False, None)])
+    printed = capsys.readouterr().out
+    assert re.findall(r"(?m)^it .* (\S+)$", printed) == ["yes", "NO", "-", "yes", "NO", "undecided"]
+    assert re.findall(r"(?m)(?:False|True) .*/2  +(\S+)$", printed) == ["0.5", "-"] and printed.count("diverged:") == 2
 
 
 def test_best_accuracy_counts_only_while_the_memorization_is_known():
