@@ -863,8 +863,9 @@ def tail(count):
     """Percent of the bootstrapped means of so many values to leave out on each side, for a 95% interval.
 
     Less than 2.5, since a bootstrap of few values is too narrow: as much as makes the interval of normal values the one by
-    Student's t (the expanded percentile interval, Hesterberg 2015, The American Statistician 69).
+    Student's t (the expanded percentile interval, Hesterberg 2015, The American Statistician 69). From 3 values on.
     """
+    count = max(3, count)
     t = np.percentile(np.random.default_rng(0).standard_t(count - 1, 100_000), 97.5)
     return 100 * NormalDist().cdf(-t * math.sqrt(count / (count - 1)))
 
@@ -877,7 +878,7 @@ def interval(values):
     """
     values = np.array(values, dtype=float)      # None becomes NaN
     values = values[np.isfinite(values)]
-    means, cut = resampled_means(values, draws=10_000), tail(max(3, len(values)))
+    means, cut = resampled_means(values, draws=10_000), tail(len(values))
     return float(means[0]), *map(float, np.percentile(means[1:], [cut, 100 - cut]))
 
 
@@ -1226,7 +1227,8 @@ def print_results(rows, cells, claims):
                                   "best_val_acc_memorized", "memorized_at", "generalized_at") if name in cells[0]]
     table = [[*names, "dynamics", *measures]]
     for cell in cells:
-        means = ["-" if math.isnan(cell[name]) else f"{cell[name]:.3g}" for name in measures]
+        means = ["-" if math.isnan(mean) else f"{mean:.3g}" if mean < 100 else f"{mean:.0f}"
+                 for mean in (cell[name] for name in measures)]
         table.append([*(str(cell[name]) for name in names), cell["dynamics"], *means])
     print_table(table)
     for line in rows:

@@ -186,9 +186,10 @@ def judge_predictions(settings, rows, found):
 
 
 def judge_places(settings, rows, found):
-    """Where the paper has a dip and so do we: the size at which the curve is lowest, and whether that is in the paper's range.
+    """Where the paper has a dip and so do we: the size at which it is deepest, and whether that is in the paper's range.
 
-    Known to the sizes tried beside it.
+    The true place lies between the sizes tried to its left and right. It is outside the range if all of that is, and inside if
+    it is there in 95% of the draws, with other places tried on both sides of the range.
     """
     claims = []
     for (task, data), (first, last) in PAPER_PLACES.items():
@@ -196,7 +197,7 @@ def judge_places(settings, rows, found):
             hidden, values = size_curve(rows, task, data)
             places = triples(len(hidden))[1][below(resampled_means(values)).argmax(-1)]       # (1 + draws,)
             low, high = np.percentile(places[1:], [2.5, 97.5], method="nearest")
-            inside = first <= hidden[low] and hidden[high] <= last
+            inside = hidden[1] < first <= hidden[low] and hidden[high] <= last < hidden[-2]
             outside = hidden[low - 1] >= last or hidden[high + 1] <= first
             claims.append(claim(f"{task}, D = {data}: hidden size of the dip, of those tried",
                                 f"{first} to {last}" if last > first else f"{first}",

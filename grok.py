@@ -35,7 +35,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from common import COLORS, FLOOR, Settings, beyond, by_cell, claim, count_dynamics, dip_interval, fail, first_step, interval
-from common import majority, option, parameters, reproduce, resampled_means, size_curve, with_interval
+from common import majority, option, parameters, reproduce, resampled_means, size_curve, tail, with_interval
 
 DYNAMICS = ("progression", "ungrokking", "semi-grokking", "grokking")
 
@@ -400,7 +400,7 @@ def zone(data, low, high, capacity):
 
 
 def observed(lines):
-    """The most frequent dynamic of these runs, of equals the lowest seed's; stalled is progression not there yet (figure 5)."""
+    """The most frequent dynamic of these runs, of equals the one seen first; stalled is progression not there yet (figure 5)."""
     seen = Counter("progression" if line["dynamic"] == "stalled" else line["dynamic"] for line in lines)
     return seen.most_common(1)[0][0]
 
@@ -482,9 +482,12 @@ def crossing_place(settings, now, capacity):
 # the figures of phase
 
 
-def band(axis, x, draws, style="-o", shade=0.2, **look):
-    """A line for the estimate, the first of draws (1 + draws, n), and its 95% interval: shaded, thin lines (0), or none."""
-    low, high = np.percentile(draws[1:], [2.5, 97.5], axis=0)
+def band(axis, x, draws, style="-o", shade=0.2, cut=2.5, **look):
+    """A line for the estimate, the first of draws (1 + draws, n), and its interval: shaded, thin lines (0), or none.
+
+    cut: percent of the draws left out on each side.
+    """
+    low, high = np.percentile(draws[1:], [cut, 100 - cut], axis=0)
     line, = axis.plot(x, draws[0], style, **look)
     if shade:
         axis.fill_between(x, low, high, color=line.get_color(), alpha=shade, lw=0)
@@ -515,12 +518,12 @@ def draw_diagram(settings, rows, now):
     axis.hlines(bottom, left[0], left[-1], color="white", lw=4)
     look = {"shade": 0, "color": "black", "lw": 3, "path_effects": [withStroke(linewidth=6, foreground="white")]}
     once = mirrored_once(now.capacity, settings.p)
-    band(axis, x, now.critical[0.5], "-", label="critical size (grey: models\nthat cannot memorize so much)", **look)
+    band(axis, x, now.critical[0.5], "-", label="critical size (grey line: models\nthat cannot memorize so much)", **look)
     band(axis, x, now.capacity, "--", label="memorization capacity", **look)
     band(axis, x, once, ":", label="capacity, mirrored\npairs counted once", **look)
     (size, where), (size_once, where_once) = (crossing(now.hidden, now.critical[0.5], each) for each in (now.capacity, once))
-    small = np.flatnonzero(now.hidden < size[0])      # and a line on to the crossing
-    axis.plot([*x[small], np.log2(size[0])], [*now.critical[0.5][0, small], where[0]], color="#888888", lw=3)
+    small = np.argmax([*(now.capacity[0] > now.critical[0.5][0]), True])      # so many sizes, and a line on to the crossing
+    axis.plot([*x[:small], np.log2(size[0])], [*now.critical[0.5][0, :small], where[0]], color="#888888", lw=3)
     for each, at, ms in ((size, where, 12), (size_once, where_once, 7)):
         axis.plot(np.log2(each[0]), at[0], "o", ms=ms, mfc="white", mec="black", mew=2, zorder=5)
     for kind in COLORS:
@@ -539,11 +542,11 @@ def draw_diagram(settings, rows, now):
     return figure
 
 
-def draw_accuracy(axis, now):
+def draw_accuracy(axis, settings, now):
     """Figure 3: validation accuracy against D, a line for each hidden size."""
     colors = colormaps["viridis_r"](np.linspace(0.1, 1, len(now.hidden)))
     for h, draws, color in zip(now.hidden, now.accuracy, colors):
-        band(axis, now.data, draws, shade=0.07, ms=4, color=color, label=f"d = {h}")
+        band(axis, now.data, draws, shade=0.07, cut=tail(settings.seeds), ms=4, color=color, label=f"d = {h}")
     axis.axhline(0.5, color="#999999", lw=0.8, ls="--")
     axis.set(xlabel="training examples D", ylabel="final validation accuracy, unmirrored",
              title="Generalization against data, for each hidden size")
@@ -624,7 +627,7 @@ def draw_phase(settings, rows, curves):
     found = {until: measured(settings, rows, curves, until) for until in (0.25, 0.5, 1.0)}
     figure = Figure(figsize=(19, 9), layout="constrained")
     (accuracy, capacity, cost), (critical, ungrokking, agreement) = figure.subplots(2, 3)
-    draw_accuracy(accuracy, found[1.0])
+    draw_accuracy(accuracy, settings, found[1.0])
     draw_capacity(capacity, settings, found[1.0])
     draw_cost(cost, rows)
     draw_critical(critical, settings, found)
@@ -749,7 +752,8 @@ def judge_zones(settings, rows, now, parts):
         right, size_right, cell_right = (share_right([each[cell] for cell in pairs]) for each in (pairs, by_size, same_cell))
         found = f"{right:.0%} of {len(pairs)} cells (hidden size {size_right:.0%}, the same cell {cell_right:.0%})"
         claims.append(claim("fig 1: zones from half of the seeds predict the others' dynamic, in 3 of 4 cells and better "
-                            f"than the hidden size alone{which}", "all", found if pairs else "a half of the seeds knows no zone",
+                            f"than the hidden size alone{which}", "all",
+                            found if pairs else "no zone is known from half of the seeds",
                             right >= 0.75 and right > size_right if curves_known(now) and pairs else None))
         for kind in DYNAMICS:
             seen = Counter(seen for predicted, seen in pairs.values() if predicted == kind)
