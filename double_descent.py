@@ -158,8 +158,23 @@ def judge_dips(settings, rows):
     return found, claims
 
 
-def judge_predictions(settings, rows, found):
-    """The paper's two predictions, from found, {(task, D): (verdict on its dip, what was measured)}."""
+def sufficient_size(hidden, values, seed=0):
+    """Hidden size from which on the mean of values (sizes, seeds) stays above 0.5, and its bootstrap, (1 + draws,).
+
+    The critical dataset size read the other way round: for one D, how wide a model must be. On lines in log(hidden) between
+    the sizes; the smallest where no mean is below, infinite where that of the largest is, NaN where one is not known.
+    """
+    means, size = resampled_means(values, seed), np.log(hidden)
+    last = np.where(means < 0.5, np.arange(len(hidden)), -1).max(1)      # the last size below
+    at, draw = last.clip(0, len(hidden) - 2), np.arange(len(means))
+    low, rise = means[draw, at], means[draw, at + 1] - means[draw, at]
+    share = np.divide(0.5 - low, rise, where=rise > 0, out=np.zeros(len(means)))
+    found = np.exp(size[at] + share * (size[at + 1] - size[at]))
+    return np.select([np.isnan(means).any(1), last < 0, last > at], [np.nan, hidden[0], np.inf], found)
+
+
+def judge_more_data(settings, rows, found):
+    """Prediction 1, from found, {(task, D): (verdict on its dip, what was measured)}."""
     claims = []
     for task, sizes in tasks(settings):
         if len(sizes) > 1:
@@ -168,21 +183,33 @@ def judge_predictions(settings, rows, found):
             claims.append(claim(f"prediction 1{figure}: {task} dips for small D, not for large",
                                 f"dip at {sizes[0]}, no dip at {sizes[-1]}", "; ".join(texts),
                                 None if "undecided" in verdicts else verdicts == ("dip", "no dip")))
-    both = sorted(set(settings.squared_data) & set(settings.data))
-    if both:
-        deeper, text = [], []
-        for data in both:
-            hard, easy = (size_curve(rows, task, data)[1] for task in ("squared_addition", "addition"))
-            depths = [below(resampled_means(values, i)).max(-1, initial=0) for i, values in enumerate((hard, easy))]
-            difference = depths[0] - depths[1]      # (1 + draws,), each curve with draws of its own
-            low, high = np.percentile(difference[1:], [2.5, 97.5])
-            text.append(f"D = {data}: by {with_interval(difference[0], low, high)}")
-            verdict, _ = found["squared_addition", data]
-            less = high <= 0 and judgeable(hard) and judgeable(easy)
-            deeper.append(True if low > 0 and verdict == "dip" else False if less or verdict == "no dip" else None)
-        claims.append(claim("prediction 2 (fig 7): at one D the harder task dips deeper", "deeper", ", ".join(text),
-                            True in deeper or (None if None in deeper else False)))
     return claims
+
+
+def judge_harder(settings, rows, found):
+    """Prediction 2, for each D of both tasks: the harder one dips deeper, and a model must be wider to generalize."""
+    deeper, wider, by, times = [], [], [], []
+    for data in sorted(set(settings.squared_data) & set(settings.data)):
+        (hidden, hard), (_, easy) = (size_curve(rows, task, data) for task in ("squared_addition", "addition"))
+        enough, (verdict, _) = judgeable(hard) and judgeable(easy), found["squared_addition", data]
+        depths = [below(resampled_means(values, i)).max(-1, initial=0) for i, values in enumerate((hard, easy))]
+        difference = depths[0] - depths[1]      # (1 + draws,), each curve with draws of its own
+        low, high = np.percentile(difference[1:], [2.5, 97.5])
+        by.append(f"D = {data}: by {with_interval(difference[0], low, high)}")
+        less = high <= 0 and enough
+        deeper.append(True if low > 0 and verdict == "dip" else False if less or verdict == "no dip" else None)
+        size, easy_size = (sufficient_size(hidden, values, i) for i, values in enumerate((hard, easy)))
+        ratio = np.divide(size, easy_size, where=~(np.isinf(size) & np.isinf(easy_size)), out=np.ones(len(size)))
+        low, high = np.percentile(ratio[1:], [2.5, 97.5], method="nearest")
+        sizes = (f"more than {hidden[-1]}" if np.isinf(each[0]) else f"{each[0]:.0f}" for each in (size, easy_size))
+        times.append(f"D = {data}: d = {' against '.join(sizes)}, {with_interval(ratio[0], low, high, '{:.1f}')} times")
+        wider.append(beyond(1, low, high, True) if enough else None)
+    if not deeper:
+        return []
+    return [claim(text, paper, ", ".join(measured), True in verdicts or (None if None in verdicts else False))
+            for text, paper, measured, verdicts in (
+                ("prediction 2 (fig 7): at one D the harder task dips deeper", "deeper", by, deeper),
+                ("prediction 2: at one D the harder task needs a wider model for accuracy 0.5", "wider", times, wider))]
 
 
 def judge_places(settings, rows, found):
@@ -223,7 +250,8 @@ def judge_zeros(settings, rows):
 def judge(settings, rows, curves):
     """Both predictions, the dip of each curve, and at paper scale the numbers that the paper states."""
     found, dips = judge_dips(settings, rows)
-    return [*judge_predictions(settings, rows, found), *dips, *judge_places(settings, rows, found), *judge_zeros(settings, rows)]
+    return [*judge_more_data(settings, rows, found), *judge_harder(settings, rows, found), *dips,
+            *judge_places(settings, rows, found), *judge_zeros(settings, rows)]
 
 
 def main():

@@ -1019,6 +1019,30 @@ def test_predictions_can_come_out_either_way(dips, verdicts):
     assert curve.get_ydata() == pytest.approx(common.size_curve(rows, "addition", min(DIPS.data))[1].mean(1))
 
 
+@pytest.mark.parametrize("means, size", [((0, 0.3, 0.7, 1), 128**0.5), ((0.6, 0.2, 0.6, 0.6), 8 * 2**0.75), ((0.5, 0.5, 1, 1), 4),
+                                         ((1, 1, 1, 0.4), math.inf), ((0, 0, 0, 0), math.inf)])
+def test_the_size_from_which_on_accuracy_suffices(means, size):
+    draws = double_descent.sufficient_size(np.array([4, 8, 16, 32]), np.tile(np.array(means)[:, None], 6))
+    assert draws.shape == (2001,) and draws == pytest.approx(size)
+
+
+@pytest.mark.parametrize("hard, easy, holds, text", [
+    ((0, 0, 0.2, 0.9), (0, 0.2, 0.9, 1), True, "d = 22 against 11, 2.0 [2.0, 2.0] times"),
+    ((0, 0.2, 0.9, 1), (0, 0, 0.2, 0.9), False, "d = 11 against 22, 0.5 [0.5, 0.5] times"),
+    ((0, 0, 0, 0.4), (0, 0, 0, 1), True, "d = more than 32 against 23, inf [inf, inf] times"),
+    ((0, 0, 0, 0.4), (0, 0, 0, 0.4), None, "d = more than 32 against more than 32, 1.0 [1.0, 1.0] times")])
+def test_whether_the_harder_task_needs_a_wider_model_can_come_out_either_way(hard, easy, holds, text):
+    means = {"squared_addition": hard, "addition": easy}
+    settings = replace(DIPS, data=(60,))
+    rows = [{**common.asdict(run), "dynamic": "grokking",
+             "val_acc_unmirrored": means[run.task][settings.hidden.index(run.hidden)]}
+            for run in double_descent.grid(replace(settings, seeds=6))]
+    wider = double_descent.judge(settings, rows, {})[1]
+    assert wider["holds"] is holds and wider["measured"] == f"D = 60: {text}"
+    few = double_descent.judge(settings, [line for line in rows if line["seed"] < 2], {})[1]
+    assert few["holds"] is None and "[" not in few["measured"]
+
+
 @pytest.mark.parametrize("level, holds", [(0.01, [True, True]), (0.5, [False, False])])
 def test_the_numbers_of_the_paper_are_compared_at_its_scale(level, holds):
     """Curves that fall to level at hidden 24, which is as low as the paper says or is not."""
