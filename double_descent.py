@@ -91,8 +91,11 @@ def draw_task(top, bottom, rows, task, sizes):
         others = [abs(means[data] - means[other]) for other in means if other != data]
         apart = np.min(others, 0) if others else -np.arange(len(hidden))
         at = int(np.argmax(np.where(np.isfinite(means[data] + apart), apart, -np.inf)))
-        rises = means[data][at + 1:at + 2].max(initial=0) > means[data][at] + 0.1
-        x, y = (8, -16) if means[data][at] > 0.08 else (26 if rises else -16, -4)      # clear of its own line
+        before, after = np.diff(means[data], prepend=means[data][:1], append=means[data][-1:])[at:at + 2]
+        if means[data][at] < 0.08:      # clear of its own line, which rises by so much to here and from here
+            x, y = (26 if after > 0.1 else -16), -4
+        else:
+            x, y = (-8, 6) if before > 0.1 and after > 0.1 else (10, 8) if after < -0.02 else (10, -20)
         top.annotate(f"D = {data}", (hidden[at], means[data][at]), (x, y), textcoords="offset points", fontsize=11,
                      ha="left" if x > 0 else "right", color=shades[data],
                      path_effects=[withStroke(linewidth=3, foreground="white")])
