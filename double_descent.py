@@ -190,8 +190,8 @@ def judge_more_data(settings, rows, found):
 
 
 def judge_harder(settings, rows, found):
-    """Prediction 2, for each D of both tasks: the harder one dips deeper, and a model must be wider to generalize."""
-    deeper, wider, by, times = [], [], [], []
+    """Prediction 2, for each D of both tasks: the harder one dips deeper, and a model must be larger to generalize."""
+    deeper, larger, by, times = [], [], [], []
     for data in sorted(set(settings.squared_data) & set(settings.data)):
         (hidden, hard), (_, easy) = (size_curve(rows, task, data) for task in ("squared_addition", "addition"))
         enough, (verdict, _) = judgeable(hard) and judgeable(easy), found["squared_addition", data]
@@ -206,13 +206,13 @@ def judge_harder(settings, rows, found):
         low, high = np.percentile(ratio[1:], [2.5, 97.5], method="nearest")
         sizes = (f"more than {hidden[-1]}" if np.isinf(each[0]) else f"{each[0]:.0f}" for each in (size, easy_size))
         times.append(f"D = {data}: d = {' against '.join(sizes)}, {with_interval(ratio[0], low, high, '{:.1f}')} times")
-        wider.append(beyond(1, low, high, True) if enough else None)
+        larger.append(beyond(1, low, high, True) if enough else None)
     if not deeper:
         return []
     return [claim(text, paper, ", ".join(measured), True in verdicts or (None if None in verdicts else False))
             for text, paper, measured, verdicts in (
                 ("prediction 2 (fig 7): at one D the harder task dips deeper", "deeper", by, deeper),
-                ("prediction 2: at one D the harder task needs a wider model for accuracy 0.5", "wider", times, wider))]
+                ("prediction 2: at one D the harder task stays above 0.5 from a larger size on", "larger", times, larger))]
 
 
 def judge_places(settings, rows, found):

@@ -1031,14 +1031,14 @@ def test_the_size_from_which_on_accuracy_suffices(means, size):
     ((0, 0.2, 0.9, 1), (0, 0, 0.2, 0.9), False, "d = 11 against 22, 0.5 [0.5, 0.5] times"),
     ((0, 0, 0, 0.4), (0, 0, 0, 1), True, "d = more than 32 against 23, inf [inf, inf] times"),
     ((0, 0, 0, 0.4), (0, 0, 0, 0.4), None, "d = more than 32 against more than 32, 1.0 [1.0, 1.0] times")])
-def test_whether_the_harder_task_needs_a_wider_model_can_come_out_either_way(hard, easy, holds, text):
+def test_whether_the_harder_task_needs_a_larger_model_can_come_out_either_way(hard, easy, holds, text):
     means = {"squared_addition": hard, "addition": easy}
     settings = replace(DIPS, data=(60,))
     rows = [{**common.asdict(run), "dynamic": "grokking",
              "val_acc_unmirrored": means[run.task][settings.hidden.index(run.hidden)]}
             for run in double_descent.grid(replace(settings, seeds=6))]
-    wider = double_descent.judge(settings, rows, {})[1]
-    assert wider["holds"] is holds and wider["measured"] == f"D = 60: {text}"
+    larger = double_descent.judge(settings, rows, {})[1]
+    assert larger["holds"] is holds and larger["measured"] == f"D = 60: {text}"
     few = double_descent.judge(settings, [line for line in rows if line["seed"] < 2], {})[1]
     assert few["holds"] is None and "[" not in few["measured"]
 
