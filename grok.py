@@ -111,8 +111,9 @@ def draw_dynamics(settings, rows, curves):
 
 
 def draw_progression(settings, rows, curves):
-    """Figures 5 and 9: progression seed by seed, accuracy and norm."""
+    """Figures 5 and 9: progression seed by seed, accuracy and norm, of the first five seeds, as many as the paper shows."""
     lines, history = next(cells(settings, rows, curves))
+    lines = lines[:5]
     figure = Figure(figsize=(2.6 * len(lines) + 1, 4.6), layout="constrained")
     axes = figure.subplots(2, len(lines), sharex=True, sharey="row", squeeze=False)
     for i, line in enumerate(lines):
@@ -128,7 +129,7 @@ def draw_progression(settings, rows, curves):
     axes[0, 0].set_ylabel("accuracy")
     axes[1, 0].set_ylabel("parameter norm")
     cell = f"hidden {lines[0]['hidden']}, D = {lines[0]['data']}, p = {settings.p}"
-    figure.suptitle(f"Progression differs from seed to seed ({cell})")
+    figure.suptitle(f"Progression differs from seed to seed ({cell}; seeds {lines[0]['seed']} to {lines[-1]['seed']})")
     return figure
 
 
