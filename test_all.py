@@ -1184,11 +1184,6 @@ def test_fresh_forgets_old_results(finished, tmp_path):
     assert stop.returncode == 130 and not (tmp_path / "out" / "runs.csv").exists()
 
 
-def test_same_command_same_bytes(finished, tmp_path):
-    assert command(*TINY, "--seeds", 2, "--out", tmp_path / "again").returncode == 0
-    assert (tmp_path / "again" / "runs.csv").read_bytes() == (finished[0] / "runs.csv").read_bytes()
-
-
 @pytest.mark.parametrize("content", [None, "", "{}"])
 def test_plot_only_without_a_whole_summary(finished, tmp_path, content):
     shutil.copytree(finished[0], tmp_path / "out")
@@ -1362,7 +1357,7 @@ def test_stopped_it_says_so_and_goes_on_to_the_same_bytes(finished, tmp_path, ca
     goes_on(finished, tmp_path)
 
 
-def test_spawned_processes_give_the_same_bytes(finished, tmp_path, monkeypatch):
+def test_the_same_command_gives_the_same_bytes_from_spawned_processes_too(finished, tmp_path, monkeypatch):
     begun, real = [], common.mp.get_context
     monkeypatch.setattr(common, "start_method", lambda: "spawn")
     monkeypatch.setattr(common.mp, "get_context", lambda method: begun.append(method) or real(method))
