@@ -727,11 +727,9 @@ def progress(begun, mine, seconds):
 def sweep(runs, options):
     """Train the runs that the cache does not hold. Returns {run: history}, a history a dict of arrays (evaluations,).
 
-    Notes in options how many runs this start trained, and how fast.
-
     Under torchrun the ranks divide the populations among them and have a file system in common; rank 0 returns the results,
     the others None. However many processes there are, the results are the same (on CUDA up to rounding, where it packs
-    otherwise).
+    otherwise). How many runs this start trained, and how fast, is noted in options.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     folder, start = options.out / "cache", time.monotonic()

@@ -335,6 +335,11 @@ class Measured:
     critical: dict              # {level: critical size (1 + draws, sizes)}
     capacity: np.ndarray        # memorization capacity in examples, accuracy on random labels times p*p (1 + draws, sizes)
 
+    @property
+    def able(self):
+        """Whether a model of each size can memorize as many examples as its critical size, (sizes,) bool."""
+        return self.capacity[0] > self.critical[0.5][0]
+
 
 def measured(settings, rows, curves, until=1.0, seeds=slice(None)):
     """Both curves and the accuracies, at this share of the steps, the critical size from these seeds."""
@@ -523,7 +528,7 @@ def draw_diagram(settings, rows, now):
     band(axis, x, now.capacity, "--", label="memorization capacity", **look)
     band(axis, x, once, ":", label="capacity, mirrored\npairs counted once", **look)
     (size, where), (size_once, where_once) = (crossing(now.hidden, now.critical[0.5], each) for each in (now.capacity, once))
-    small = np.argmax([*(now.capacity[0] > now.critical[0.5][0]), True])      # so many sizes, and a line on to the crossing
+    small = np.argmax([*now.able, True])      # so many sizes, and a line on to the crossing
     axis.plot([*x[:small], np.log2(size[0])], [*now.critical[0.5][0, :small], where[0]], color="#888888", lw=3)
     for each, at, ms in ((size, where, 12), (size_once, where_once, 7)):
         axis.plot(np.log2(each[0]), at[0], "o", ms=ms, mfc="white", mec="black", mew=2, zorder=5)
@@ -654,8 +659,7 @@ def judge_critical(before, now):
     for h, middle, near in zip(now.hidden, now.critical[0.5].T, now.critical[0.9].T):
         claims.append(claim(f"fig 3: critical size at d = {h} (where accuracy is 0.5; 0.9)", "-",
                             f"{bounded(middle, now.data)}; {bounded(near, now.data)}", None))
-    able = now.capacity[0] > now.critical[0.5][0]
-    first = int(able.argmax())      # smaller models cannot memorize so much
+    first = int(now.able.argmax())      # smaller models cannot memorize so much
     ends = np.clip(now.critical[0.5][:, [first, -1]], now.data[0], now.data[-1])
     fall, sure = ends[:, 0] - ends[:, 1], within(now.critical[0.5], now.data)
     low, high = np.percentile(fall[1:], [2.5, 97.5])
@@ -663,7 +667,7 @@ def judge_critical(before, now):
     claims.append(claim("fig 3: the critical size falls with size, where the model can memorize so much", "falls",
                         f"by {bound}{with_interval(fall[0], low, high, '{:.0f}')} "
                         f"from d = {now.hidden[first]} to {now.hidden[-1]}",
-                        beyond(0, low, high, True) if able.any() else None))
+                        beyond(0, low, high, True) if now.able.any() else None))
     both = sure & within(before.critical[0.5], now.data)
     moved = (now.critical[0.5] / before.critical[0.5] - 1)[:, both]                           # (1 + draws, sizes)
     low, high = np.percentile(moved[1:], [2.5, 97.5], axis=0)
@@ -731,8 +735,7 @@ def judge_capacity(settings, rows, curves, before, now):
 
 def judge_crossing(settings, now):
     """The claim of figure 1 that the two curves cross, once; the place also with mirrored pairs counted once."""
-    above = now.capacity[0] > now.critical[0.5][0]
-    crosses_once = np.diff(above).sum() == 1 and above[-1]
+    crosses_once = np.diff(now.able).sum() == 1 and now.able[-1]
     place, share = crossing_place(settings, now, now.capacity)
     mirrored, _ = crossing_place(settings, now, mirrored_once(now.capacity, settings.p))
     return [claim("fig 1: the two curves cross once", "once", f"{place}; mirrored pairs counted once: {mirrored}",
