@@ -1047,7 +1047,7 @@ class Settings:
     lr: float = option("learning rate of AdamW", minimum=1e-9)
     weight_decay: float = option("weight decay of AdamW")
     loss: str = option("rounding of the loss trained on", "float32", choices=("float32", "exact"))
-    eps: float = option("epsilon of AdamW", 1e-8)
+    eps: float = option("epsilon of AdamW", 1e-8, minimum=1e-30)
     precision: str = option("of the matrix products while training (tf32: NVIDIA GPUs; bfloat16: of their sums, too)",
                             "float32", choices=("float32", "tf32", "bfloat16"))
 
@@ -1158,6 +1158,8 @@ def command_line(script, doc, experiments):
 def check(runs):
     """End with one line if a run is impossible."""
     for run in runs:
+        if run.p > 1000:
+            fail(f"--p {run.p}: 1000 at most, a run has p*p*p logits")
         data = f"--squared-data {run.data}" if run.task == "squared_addition" else f"--data {run.data}"
         hidden = f"--ungrok-hidden {run.hidden}" if run.first_data else f"--hidden {run.hidden}"
         if not 1 <= run.data <= run.p**2:

@@ -95,10 +95,13 @@ def sizes(rows, memorize, split):
 
 
 def ability(line):
-    """A run's best validation accuracy on addition at which it knows the memorization too (to MEMORIZED); None if it never does.
+    """A run's best validation accuracy on addition at which it knows the memorization too (to MEMORIZED).
 
-    A run that has not room for both sets, or loses the memorization in a spike of the loss, may generalize instead.
+    A run that has not room for both sets, or loses the memorization in a spike of the loss, may generalize instead. None if
+    it never knows it, or diverged.
     """
+    if line["dynamic"] == "diverged":
+        return None
     return line["best_val_acc_memorized" if line["memorize"] else "best_val_acc_unmirrored"]
 
 
@@ -247,7 +250,8 @@ def judge_comparisons(settings, rows):
         claims.append(claim(f"fig 10: with a split layer, accuracy {level} is reached at a smaller size", "far smaller",
                             f"{label.get(split, 'not reached')} against {label.get(whole, 'not reached')}"
                             + (f", {times(whole, split)}" if split and whole else ""),
-                            True if ratio >= 2 else False if whole and not ratio > 1 else None))
+                            True if ratio >= 2 else
+                            False if whole and not ratio > 1 and (whole, split) != (order[0], order[0]) else None))
     return claims
 
 

@@ -734,12 +734,16 @@ def judge_capacity(settings, rows, curves, before, now):
 
 
 def judge_crossing(settings, now):
-    """The claim of figure 1 that the two curves cross, once; the place also with mirrored pairs counted once."""
-    crosses_once = np.diff(now.able).sum() == 1 and now.able[-1]
+    """The claim of figure 1 that the two curves cross, once; the place also with mirrored pairs counted once.
+
+    Undecided where they do not cross at all: they may beyond the sizes tried.
+    """
+    changes = np.diff(now.able)      # of which curve is above
+    crosses_once = changes.sum() == 1 and now.able[-1]
     place, share = crossing_place(settings, now, now.capacity)
     mirrored, _ = crossing_place(settings, now, mirrored_once(now.capacity, settings.p))
     return [claim("fig 1: the two curves cross once", "once", f"{place}; mirrored pairs counted once: {mirrored}",
-                  None if not curves_known(now) or crosses_once and share < SURE else crosses_once)]
+                  None if not (curves_known(now) and changes.any()) or crosses_once and share < SURE else crosses_once)]
 
 
 def judge_zones(settings, rows, now, parts):

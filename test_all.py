@@ -99,6 +99,7 @@ def test_split_is_disjoint_nested_and_the_seeds_own():
     assert (small == large[:50]).all() and len(large.unique()) == 80
     data = Population(runs_of(3), "cpu")
     assert (data.train.sum(1) == 50).all() and not (data.train & data.val).any() and (data.train | data.val).all()
+    assert (data.train[0] != data.train[1]).any() and (data.train[1] != data.train[2]).any()
     pairs = data.inputs.tokens[..., 0] * 11 + data.inputs.tokens[..., 1]
     assert data.train.gather(1, pairs).all() and not data.val.gather(1, pairs).any()
     mirror = pairs // 11 + pairs % 11 * 11
@@ -163,12 +164,6 @@ def test_a_run_trains_in_a_population_as_alone():
         models.append(model)
     for together, alone in zip(models[0].parameters(), models[1].parameters()):
         torch.testing.assert_close(together[2:3], alone, rtol=1e-3, atol=1e-4)
-
-
-def test_more_seeds_change_nothing_for_the_first():
-    few, many = common.train(runs_of(3, steps=20), "cpu"), common.train(runs_of(5, steps=20), "cpu")
-    torch.testing.assert_close(many["train_loss"][:3], few["train_loss"], rtol=1e-4, atol=1e-5)
-    assert (many["val_acc"][:, 0] != many["val_acc"][0, 0]).any()
 
 
 @pytest.mark.parametrize("longest", [None, 1, 3])
@@ -255,6 +250,25 @@ def test_a_compiled_step_equals_the_plain_one(more, monkeypatch):
     torch.testing.assert_close(trained(True), trained(False), rtol=1e-5, atol=1e-6)
 
 
+def test_measures_are_of_the_pairs_that_they_name():
+    runs = runs_of(3, p=7, data=20)
+    model = Transformer(runs)
+    measures = common.evaluate(model, Population(runs, "cpu"))
+    for i, run in enumerate(runs):
+        trained = [divmod(pair, 7) for pair in common.train_pairs(run).tolist()]
+        pairs = [(a, b) for a in range(7) for b in range(7)]
+        with torch.no_grad():
+            logits = Textbook(model, i)(torch.tensor([(a, b, 7) for a, b in pairs])).tolist()
+        hit = {(a, b): float(np.argmax(found) == (a + b) % 7) for (a, b), found in zip(pairs, logits)}
+        loss = {(a, b): math.log(sum(map(math.exp, found))) - found[(a + b) % 7] for (a, b), found in zip(pairs, logits)}
+        others = [pair for pair in pairs if pair not in trained]
+        unmirrored = [(a, b) for a, b in others if (b, a) not in trained]
+        expected = {"train_acc": (hit, trained), "val_acc": (hit, others), "val_acc_unmirrored": (hit, unmirrored),
+                    "train_loss": (loss, trained), "val_loss": (loss, others)}
+        for name, (values, group) in expected.items():
+            assert measures[name][i].item() == pytest.approx(np.mean([values[pair] for pair in group]), abs=1e-5)
+
+
 def test_norm_and_accuracy_on_the_memorization():
     runs = runs_of(2, memorize=20)
     model, data = Transformer(runs), Population(runs, "cpu")
@@ -281,10 +295,12 @@ def test_the_settings_of_a_run_reach_its_training(monkeypatch):
     assert made == [{"lr": pytest.approx(rate), "eps": 1e-6, "betas": (0.9, 0.98), "weight_decay": 1.0} for rate in rates]
 
 
-def test_evaluation_is_float32_whatever_the_step_was():
-    runs = runs_of(1)
-    torch.set_float32_matmul_precision("high")
-    common.evaluate(Transformer(runs), Population(runs, "cpu"))
+def test_tf32_is_of_the_step_and_not_of_the_evaluation():
+    runs = runs_of(1, precision="tf32")
+    model, data = Transformer(runs), Population(runs, "cpu")
+    common.training_step(model, torch.optim.SGD(model.parameters()), data, False)()
+    assert torch.get_float32_matmul_precision() == "high"
+    common.evaluate(model, data)
     assert torch.get_float32_matmul_precision() == "highest"
 
 
@@ -316,8 +332,18 @@ def test_a_run_goes_on_with_less_data_and_its_validation_pairs_were_never_traine
             raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
         common.train(runs, "cpu", checkpoint=tmp_path / "state.pt", tick=stop)
-    resumed = common.train(runs, "cpu", checkpoint=tmp_path / "state.pt")
+    steps = []
+    resumed = common.train(runs, "cpu", checkpoint=tmp_path / "state.pt", tick=lambda step, measures: steps.append(step))
+    assert steps[0] > 20      # it went on, and did not begin again
     assert all(torch.equal(resumed[name].nan_to_num(), whole[name].nan_to_num()) for name in whole)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("more", [{}, {"memorize": 20, "layers": 2}])
+def test_a_gpu_gives_what_the_cpu_gives(more):
+    cpu, gpu = (common.train(runs_of(3, steps=20, **more), device) for device in ("cpu", "cuda"))
+    for name in ("train_loss", "val_loss", "norm", "circuit_share"):
+        torch.testing.assert_close(gpu[name], cpu[name], rtol=1e-2, atol=1e-3)
 
 
 @pytest.fixture
@@ -385,23 +411,24 @@ def test_a_diverging_run_spoils_no_other(monkeypatch):
     assert lines[1]["val_acc"] != lines[1]["val_acc"] and lines[1]["memory_acc"] != lines[1]["memory_acc"]
 
 
-def circuit_case(p, seed, task, share):
-    """Logits of a perfect circuit and of a table of random labels, in a known proportion of variance."""
-    run = Run(task, p, 4, p * p // 3, seed, 1, 1e-3, 0)
-    data, draw = Population([run], "cpu"), torch.Generator().manual_seed(seed)
-    perfect = F.one_hot(data.answers, p) + 1e-4 * torch.randn(1, p * p, p, generator=draw)
-    noise = F.one_hot(torch.randint(p, (1, p * p), generator=draw), p).float()
-    return common.circuits(share**0.5 * perfect + (1 - share) ** 0.5 * noise, data)
+# the circuits and the dynamics
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("shares", [(0.0, 0.3, 1.0), (0.3, 1.0, 0.0), (1.0, 0.0, 0.3)])
 @pytest.mark.parametrize("task", ["addition", "squared_addition"])
-def test_circuit_share_of_known_mixtures(task, share, seed):
-    measures = circuit_case(47, seed, task, share)
-    assert measures["circuit_share"].item() == pytest.approx(share, abs=0.01 if task == "addition" else 0.04)
-    assert share == 0 or measures["circuit_margin"].item() == pytest.approx(share**0.5, abs=0.15)
-    assert share < 1 or (measures["memory_acc"] < 0.1 and measures["circuit_spread"] < 1e-3)
+def test_circuit_share_of_known_mixtures(task, shares):
+    """Of a perfect circuit and a table of random labels, in a proportion of variance of each run's own."""
+    p, share = 47, torch.tensor(shares)[:, None, None]
+    data = Population(runs_of(3, task=task, p=p, hidden=4, data=p * p // 3), "cpu")
+    draw = torch.Generator().manual_seed(0)
+    perfect = F.one_hot(data.answers, p) + 1e-4 * torch.randn(3, p * p, p, generator=draw)
+    noise = F.one_hot(torch.randint(p, (3, p * p), generator=draw), p).float()
+    measures = common.circuits(share**0.5 * perfect + (1 - share) ** 0.5 * noise, data)
+    for i, known in enumerate(shares):
+        found = {name: values[i].item() for name, values in measures.items()}
+        assert found["circuit_share"] == pytest.approx(known, abs=0.01 if task == "addition" else 0.04)
+        assert known == 0 or found["circuit_margin"] == pytest.approx(known**0.5, abs=0.15)
+        assert known < 1 or (found["memory_acc"] < 0.1 and found["circuit_spread"] < 1e-3)
 
 
 def test_relabelled_numbers_hide_no_circuit_and_make_none():
@@ -426,9 +453,18 @@ def test_memorizing_part_leaks_nothing_into_the_circuit():
 def test_fourier_concentration():
     t = torch.arange(31)[:, None]
     waves = torch.cat([torch.cos(2 * math.pi * k * t / 31) for k in (2, 5, 7)], 1)[None]
+    waves = torch.cat([waves, torch.full((1, 1, 3), 9.0)], 1)      # '=', which is no number
     assert common.fourier_concentration(waves, 31).item() == pytest.approx(1, abs=1e-5)
     flat = torch.randn(1, 31, 2000, generator=torch.Generator().manual_seed(0))
     assert common.fourier_concentration(flat, 31).item() == pytest.approx(5 / 15, abs=0.03)
+
+
+def test_squared_circuit_with_a_sum_that_no_validation_pair_has():
+    run = Run("squared_addition", 11, 4, 40, 0, 1, 1e-3, 0)
+    data = Population([run], "cpu")
+    data.unmirrored[:, [a * 11 + (3 - a) % 11 for a in range(11)]] = False
+    measures = common.circuits(F.one_hot(data.answers, 11).float(), data)
+    assert measures["circuit_share"] == pytest.approx(1) and measures["circuit_margin"] == pytest.approx(1)
 
 
 def curve(train, val):
@@ -451,6 +487,17 @@ def test_dynamic_rule(train, val, name):
     assert common.dynamic(curve(train, val)) == name
 
 
+def test_a_point_has_the_colour_of_a_majority_or_none():
+    lines = [{"dynamic": kind} for kind in ("grokking", "ungrokking", "grokking")]
+    assert common.majority(lines) == "grokking" and common.majority(lines[:2]) is None
+
+
+def test_best_accuracy_counts_only_while_the_memorization_is_known():
+    history = {**curve([0, 1, 1, 1], [0, 0.2, 0.4, 0.9]), "val_acc": np.zeros(4), "memorize_acc": np.array([0, 1, 1, 0.2])}
+    line = common.row(runs_of(1, memorize=20)[0], history)
+    assert line["best_val_acc_memorized"] == pytest.approx(0.4) and line["best_val_acc_unmirrored"] == pytest.approx(0.9)
+
+
 def test_the_dynamics_can_come_out_either_way():
     """All four cells go through progression, with a norm that rises; two of them share their hidden size."""
     curves = {"step": [0, 5, 10], "val_acc_unmirrored": [0, 0.2, 1], "norm": [1, 2, 3], "circuit_share": [0, 0, 1],
@@ -466,6 +513,26 @@ def test_the_dynamics_can_come_out_either_way():
     first = grok.draw_dynamics(settings, rows, curves).axes[0]
     drawn = {line.get_label(): list(line.get_ydata()) for line in first.lines}
     assert drawn["train"] == [0.5, 1] and drawn["validation"] == [0.2, 1]
+
+
+def test_when_progression_starts_can_come_out_either_way():
+    steps = np.array([[0, 5, 10]] * 3)
+    names = ("train_acc", "val_acc_unmirrored", "norm", "circuit_share", "memory_acc")
+    curves = {name: np.ones((3, 3)) for name in names} | {"step": steps}
+    history = {name: np.tile(values, (4, 1)) for name, values in curves.items()}
+    settings = replace(grok.PRESETS["quick"], hidden=(4, 8, 12, 16), data=(40,) * 4)
+    rows = [{"hidden": hidden, "data": 40, "dynamic": "progression"} for hidden in settings.hidden for _ in range(3)]
+    starts, = (c for c in grok.judge(settings, rows, history) if "varies twofold" in c["claim"])
+    assert starts["measured"] == "steps 0 to 0" and starts["holds"] is False
+    rows[0]["dynamic"], history["val_acc_unmirrored"][0] = "diverged", np.nan      # not a run that has yet to start
+    never, = (c for c in grok.judge(settings, rows, history) if "never start" in c["claim"])
+    assert never["measured"].startswith("0/2") and never["holds"] is None
+    rows[0]["dynamic"], history["val_acc_unmirrored"][:3] = "progression", [[0, 0, 1], [0, 1, 1], [1, 1, 1]]
+    starts, = (c for c in grok.judge(settings, rows, history) if "varies twofold" in c["claim"])
+    assert starts["measured"] == "steps 0 to 10" and starts["holds"] is True
+    history["val_acc_unmirrored"][0] = 0
+    never, = (c for c in grok.judge(settings, rows, history) if "never start" in c["claim"])
+    assert never["measured"].startswith("1/3") and never["holds"] is True
 
 
 def test_norm_change_over_the_rise():
@@ -491,11 +558,7 @@ def test_when_the_circuit_grows_and_memorization_is_dropped(circuit_at, dropped_
     assert dropped["holds"] is None and dropped["measured"].startswith(f"{min(dropped_at, 100) / 60:.0%}")
 
 
-@pytest.mark.parametrize("low, high, above, holds", [
-    (0.6, 0.7, True, True), (0.6, 0.7, False, False), (0.2, 0.4, True, False), (0.2, 0.4, False, True),
-    (0.4, 0.6, True, None), (math.nan, math.nan, False, None)])
-def test_a_claim_is_open_while_its_interval_holds_the_bound(low, high, above, holds):
-    assert common.beyond(0.5, low, high, above) is holds
+# statistics over seeds
 
 
 def test_interval():
@@ -504,6 +567,13 @@ def test_interval():
     assert common.interval([2, 2, 2, None, math.nan]) == (2, 2, 2)
     assert common.interval([1, 2, 6]) == pytest.approx((3, 1, 6))      # of three: their range
     assert math.isnan(common.interval([])[0]) and common.interval([1, 3])[0] == 2 and math.isnan(common.interval([1, 3])[1])
+
+
+@pytest.mark.parametrize("low, high, above, holds", [
+    (0.6, 0.7, True, True), (0.6, 0.7, False, False), (0.2, 0.4, True, False), (0.2, 0.4, False, True),
+    (0.4, 0.6, True, None), (math.nan, math.nan, False, None)])
+def test_a_claim_is_open_while_its_interval_holds_the_bound(low, high, above, holds):
+    assert common.beyond(0.5, low, high, above) is holds
 
 
 @pytest.mark.parametrize("seeds, t", [(6, 2.571), (11, 2.228), (30, 2.045)])      # from a table of Student's t, 97.5%
@@ -559,7 +629,7 @@ def test_dip_is_the_most_that_a_value_lies_below_the_best_on_both_sides():
     assert common.dip_interval(alike)[4] == "undecided"
 
 
-# the phase diagram's estimators
+# the phase diagram
 
 
 def test_critical_size_of_made_up_data():
@@ -630,6 +700,38 @@ def test_zones(data, name):
     assert grok.zone(data, 350, 450, 600) == name
 
 
+def made_up_plane(agree, diverged=(), seeds=3):
+    """Settings, rows and curves of a plane whose runs do, or do not, what the two curves say; those of the sizes
+    in diverged diverge."""
+    settings = replace(grok.PLANES["quick"], p=31, seeds=seeds, steps=100, hidden=(4, 8, 16, 32), data=(300, 400, 500, 600),
+                       ungrok_hidden=32, ungrok_data=(200, 500))
+    critical, capacity = dict(zip(settings.hidden, (650, 550, 450, 350))), dict(zip(settings.hidden, (150, 440, 900, 961)))
+    swapped = {"progression": "grokking", "grokking": "progression", "ungrokking": "progression"}
+    rows, final = [], []
+    for run in grok.phase_grid(settings):
+        line = {**common.asdict(run), "params": common.parameters(run), "train_loss": 1.0}
+        if run.experiment == "plane":
+            val = float(run.data > critical[run.hidden])
+            line["dynamic"] = "progression" if run.data > capacity[run.hidden] else "grokking" if val else "ungrokking"
+            line["dynamic"] = line["dynamic"] if agree else swapped[line["dynamic"]]
+            values = (0, val, val)
+            # memorizing costs more with data, generalizing does not
+            line["norm"] = 20.0 if val == agree else 30 * (run.data / 300)**0.5
+            line["generalized_at"] = 50 if val else None
+        elif run.experiment == "capacity":
+            values = (0, 0, 0) if not agree else (0, capacity[run.hidden] / 961, capacity[run.hidden] / 961)
+        else:
+            values = (0, 1, 0 if run.data < 350 and agree else 1)
+        if run.hidden in diverged:
+            values, line["train_loss"], line["dynamic"] = (np.nan,) * 3, None, "diverged"
+        rows.append({**line, "val_acc_unmirrored": values[-1] if values[-1] == values[-1] else None})
+        final.append(values)
+    values = np.array(final, np.float32)
+    curves = {"step": np.array([[0, run["steps"] / 2, run["steps"]] for run in rows]), "val_acc_unmirrored": values,
+              "train_acc": values, "train_loss": np.where(np.isnan(values), np.nan, 1.0)}
+    return settings, rows, curves
+
+
 def test_no_zone_where_a_curve_is_not_known():
     assert grok.zone(500, math.nan, math.nan, 600) is None and grok.zone(500, 350, 450, math.nan) is None
     settings, rows, curves = made_up_plane(True, seeds=4)
@@ -685,38 +787,6 @@ def test_no_double_descent_is_predicted_where_the_curves_do_not_cross():
     assert dips["holds"] is None and "nan" not in dips["claim"] + dips["measured"]
 
 
-def made_up_plane(agree, diverged=(), seeds=3):
-    """Settings, rows and curves of a plane whose runs do, or do not, what the two curves say; those of the sizes
-    in diverged diverge."""
-    settings = replace(grok.PLANES["quick"], p=31, seeds=seeds, steps=100, hidden=(4, 8, 16, 32), data=(300, 400, 500, 600),
-                       ungrok_hidden=32, ungrok_data=(200, 500))
-    critical, capacity = dict(zip(settings.hidden, (650, 550, 450, 350))), dict(zip(settings.hidden, (150, 440, 900, 961)))
-    swapped = {"progression": "grokking", "grokking": "progression", "ungrokking": "progression"}
-    rows, final = [], []
-    for run in grok.phase_grid(settings):
-        line = {**common.asdict(run), "params": common.parameters(run), "train_loss": 1.0}
-        if run.experiment == "plane":
-            val = float(run.data > critical[run.hidden])
-            line["dynamic"] = "progression" if run.data > capacity[run.hidden] else "grokking" if val else "ungrokking"
-            line["dynamic"] = line["dynamic"] if agree else swapped[line["dynamic"]]
-            values = (0, val, val)
-            # memorizing costs more with data, generalizing does not
-            line["norm"] = 20.0 if val == agree else 30 * (run.data / 300)**0.5
-            line["generalized_at"] = 50 if val else None
-        elif run.experiment == "capacity":
-            values = (0, 0, 0) if not agree else (0, capacity[run.hidden] / 961, capacity[run.hidden] / 961)
-        else:
-            values = (0, 1, 0 if run.data < 350 and agree else 1)
-        if run.hidden in diverged:
-            values, line["train_loss"], line["dynamic"] = (np.nan,) * 3, None, "diverged"
-        rows.append({**line, "val_acc_unmirrored": values[-1] if values[-1] == values[-1] else None})
-        final.append(values)
-    values = np.array(final, np.float32)
-    curves = {"step": np.array([[0, run["steps"] / 2, run["steps"]] for run in rows]), "val_acc_unmirrored": values,
-              "train_acc": values, "train_loss": np.where(np.isnan(values), np.nan, 1.0)}
-    return settings, rows, curves
-
-
 FALLS = "fig 3: the critical size falls with size, where the model can memorize so much"
 RISES = "fig 4: memorization capacity rises with size"
 CROSS = "fig 1: the two curves cross once"
@@ -728,9 +798,25 @@ def test_the_framework_can_come_out_either_way():
     for agree in (True, False):
         claims = {c["claim"]: c["holds"] for c in grok.judge_phase(*made_up_plane(agree))}
         assert claims[FALLS] is (True if agree else None)      # else no size memorizes so much
-        assert claims[RISES] is agree and claims[CROSS] is agree and claims[PREDICT] is agree
+        assert claims[RISES] is agree and claims[PREDICT] is agree
+        assert claims[CROSS] is (True if agree else None)      # else not in this range
         forgets, = (holds for name, holds in claims.items() if "D = 600, then D = 200 (critical size 350" in name)
         assert forgets is agree
+
+
+def test_the_curves_can_move_the_other_way():
+    """A critical size that rises with the hidden size, a capacity that falls beneath it, one that is above in half the draws."""
+    settings, rows, curves = made_up_plane(True)
+    now = grok.measured(settings, rows, curves)
+    assert grok.judge_crossing(settings, now)[0]["holds"] is True
+    now.capacity[500:] = 10_000
+    assert grok.judge_crossing(settings, now)[0]["holds"] is None
+    now.capacity[:] = 10_000
+    assert grok.judge_crossing(settings, now)[0]["holds"] is None      # never below
+    now.critical = {level: sizes[:, ::-1] for level, sizes in now.critical.items()}
+    assert {c["claim"]: c["holds"] for c in grok.judge_critical(now, now)}[FALLS] is False
+    now.capacity[:, -1] = 10
+    assert grok.judge_crossing(settings, now)[0]["holds"] is False
 
 
 def test_a_phase_diagram_with_diverged_runs_is_drawn_and_judged_where_it_can_be():
@@ -741,14 +827,19 @@ def test_a_phase_diagram_with_diverged_runs_is_drawn_and_judged_where_it_can_be(
 
 
 def test_change_over_the_second_half_of_the_steps():
+    def judged():
+        return {c["claim"].split(" (critical size")[0]: c for c in grok.judge_phase(settings, rows, curves)}
+    change = "change over the second half of the steps"
     settings, rows, curves = made_up_plane(True, seeds=4)
-    curves["train_acc"][[line["experiment"] == "capacity" for line in rows], 1] /= 2
-    claims = {c["claim"].split(" (critical size")[0]: c for c in grok.judge_phase(settings, rows, curves)}
-    assert claims["capacity: change over the second half of the steps"]["measured"].startswith("+100.0% at most")
-    assert claims["capacity: change over the second half of the steps"]["holds"] is False
-    assert claims["critical size: change over the second half of the steps"]["holds"] is True
+    claims = judged()
+    assert claims[f"capacity: {change}"]["holds"] is claims[f"critical size: {change}"]["holds"] is True
     assert "from d = 16 to 32" in claims[FALLS]["measured"]
     assert claims["grokked on D = 600, then D = 500"]["holds"] is True
+    curves["train_acc"][[line["experiment"] == "capacity" for line in rows], 1] /= 2
+    curves["val_acc_unmirrored"][[line["experiment"] == "plane" and line["data"] == 500 for line in rows], 1] = 0
+    claims = judged()
+    assert claims[f"capacity: {change}"]["measured"].startswith("+100.0% at most")
+    assert claims[f"capacity: {change}"]["holds"] is claims[f"critical size: {change}"]["holds"] is False
 
 
 def test_where_the_critical_size_is_not_known_nothing_is_foretold():
@@ -761,6 +852,11 @@ def test_where_the_critical_size_is_not_known_nothing_is_foretold():
     assert near["paper"] == "-" and near["holds"] is None
     now.capacity[:] = 10
     assert {c["claim"]: c["holds"] for c in grok.judge_critical(now, now)}[FALLS] is None
+
+
+def test_phase_goes_on_with_less_data_only():
+    settings = replace(grok.PLANES["quick"], data=(250, 300))      # its runs would go on with 100 and 400
+    assert {run.data for run in grok.phase_grid(settings) if run.experiment == "ungrokking"} == {100}
 
 
 @pytest.mark.parametrize("shift, span, step, holds", [(0, 800, 300, [True] * 5),
@@ -825,7 +921,8 @@ def made_up_ladder(mixed, split):
     """Settings and rows of a ladder: best accuracy of addition alone is 1 everywhere; of the others as given."""
     settings = replace(emergence.PRESETS["quick"], p=11, layers=(1, 1, 1), hidden=(8, 16, 32), data=60, memorize=(20,))
     best = {(0, False): (1, 1, 1), (20, False): mixed, (20, True): split}
-    same = {"circuit_share": 0.5, "val_loss": 1.0, "val_acc": 0.5, "best_val_acc_unmirrored": 1.0, "memorize_acc": 0.9}
+    same = {"dynamic": "grokking", "circuit_share": 0.5, "val_loss": 1.0, "val_acc": 0.5, "best_val_acc_unmirrored": 1.0,
+            "memorize_acc": 0.9}
     return settings, [{**common.asdict(run), "params": common.parameters(run), **same,
                        "best_val_acc_memorized": best[run.memorize, run.split][settings.hidden.index(run.hidden)]}
                       for run in emergence.grid(settings)]
@@ -836,14 +933,17 @@ def made_up_ladder(mixed, split):
     ((None, 0.05, 0.3), (None, 0.04, 0.3), (True, None, None)),
     ((None, None, None), (None, None, 1), (None, None, None)),
     ((None, 0.05, 0.3), (None, 1, 1), (True, None, True)),
-    ((1, 1, 1), (1, 1, 1), (False, None, False)),
+    ((1, 1, 1), (1, 1, 1), (False, None, None)),      # both at the smallest size, which is a bound
+    ((0.3, 1, 1), (0.3, 1, 1), (False, True, False)),
     ((0.3, 0.95, 0.95), (0.1, 0.1, 0.95), (False, True, False))])
 def test_emergence_can_come_out_either_way(mixed, split, verdicts):
     claims = {c["claim"]: c for c in emergence.judge(*made_up_ladder(mixed, split), {})}
     names = ("fig 8: beside 20 memorized labels addition fails", "fig 8: larger models generalize again (0.9)",
              "fig 10: with a split layer, accuracy 0.9 is reached at a smaller size")
     assert tuple(claims[name]["holds"] for name in names) == verdicts
-    assert emergence.draw(*made_up_ladder(mixed, split), {})
+
+
+def test_the_smallest_size_that_reaches_a_level():
     settings, rows = made_up_ladder((0.02, 0.02, 0.95), (1, 1, 1))
     beside = emergence.threshold(rows, 0.9, 20, False)
     assert beside == common.parameters(emergence.grid(settings)[6])
@@ -857,6 +957,9 @@ def test_accuracy_counts_only_where_the_memorization_is_known():
             line["best_val_acc_unmirrored"] = 0.01
     fails, again = emergence.judge_suppression(settings, rows)
     assert fails["holds"] is False and "at no size" in fails["measured"] and again["holds"] is None
+    for line in rows:
+        line["dynamic"] = "diverged"      # also where it had learned both before
+    assert all(np.isnan(emergence.best(rows)) and c["holds"] is None for c in emergence.judge_suppression(settings, rows))
 
 
 def test_a_point_of_a_known_run_is_not_above_its_line():
@@ -894,7 +997,7 @@ def test_a_ratio_that_is_no_more_than_a_bound_does_not_confirm_the_papers(alone,
     settings = replace(emergence.PRESETS["paper"], layers=(1, 1, 1), hidden=(8, 16, 32), memorize=(3000,))
     params = {8: 300, 16: 1000, 32: 10**6}
     rows = [{"params": params[run.hidden], "layers": 1, "hidden": run.hidden, "memorize": run.memorize, "split": run.split,
-             "best_val_acc_unmirrored": alone[i], "best_val_acc_memorized": beside[i]}
+             "dynamic": "grokking", "best_val_acc_unmirrored": alone[i], "best_val_acc_memorized": beside[i]}
             for run in emergence.grid(settings) for i in [settings.hidden.index(run.hidden)]]
     claims = [c for c in emergence.judge_thresholds(settings, rows) if "1570" in c["paper"]]
     assert [c["holds"] for c in claims] == [holds, holds]
@@ -922,7 +1025,7 @@ def test_a_verdict_on_emergence_does_not_hang_on_one_seed():
 def test_the_metric_is_judged_only_where_accuracy_changes(accuracy, holds):
     settings = replace(emergence.PRESETS["quick"], p=11, layers=(1,) * 5, hidden=(8, 16, 32, 64, 128), data=60,
                        memorize=(20,))
-    best = {"best_val_acc_memorized": 0.5, "best_val_acc_unmirrored": 0.5}
+    best = {"dynamic": "grokking", "best_val_acc_memorized": 0.5, "best_val_acc_unmirrored": 0.5}
     rows = [{**common.asdict(run), **best, "params": common.parameters(run),
              "val_acc": accuracy[settings.hidden.index(run.hidden)], "val_loss": -run.hidden,
              "circuit_share": run.hidden} for run in emergence.grid(settings)]
@@ -947,40 +1050,7 @@ def test_abruptness():
     assert math.isnan(emergence.abruptness([0.5, 0.5]))
 
 
-def test_a_summary_holds_each_cells_mean_and_interval():
-    rows = [{**common.asdict(run), "dynamic": "grokking", "val_acc": 0.1 * run.seed, "best_val_acc": None, "val_loss": 1.0,
-             "memorized_at": 100 * run.seed or None} for data in (40, 50) for run in runs_of(4, data=data)]
-    first, second = common.summarize(rows)
-    mean, low, high = common.interval([0, 0.1, 0.2, 0.3])
-    assert (first["val_acc"], first["val_acc_low"], first["val_acc_high"]) == pytest.approx((mean, low, high))
-    assert first["data"] == 40 and second["data"] == 50 and first["seeds"] == 4 and first["dynamics"] == "grokking 4/4"
-    assert math.isnan(first["best_val_acc"]) and "val_loss" not in first
-    assert (first["memorized_at"], first["memorized_at_low"]) == (200, 100)      # of those that had
-
-
-def test_what_is_printed(capsys):
-    rows = [{**common.asdict(run), "dynamic": "diverged" if split else "grokking", "val_acc": None if split else 0.5}
-            for split in (False, True) for run in runs_of(2, memorize=20, split=split)]
-    cells = common.summarize(rows)
-    assert [cell["seeds"] for cell in cells] == [2, 2]
-    common.print_results(rows, cells, [common.claim("it", paper, "1", holds) for paper in "-x" for holds in (True, False, None)])
-    printed = capsys.readouterr().out
-    assert re.findall(r"(?m)^it .* (\S+)$", printed) == ["yes", "NO", "-", "yes", "NO", "undecided"]
-    assert re.findall(r"(?m)(?:False|True) .*/2  +(\S+)$", printed) == ["0.5", "-"] and printed.count("diverged:") == 2
-
-
-def test_best_accuracy_counts_only_while_the_memorization_is_known():
-    history = {**curve([0, 1, 1, 1], [0, 0.2, 0.4, 0.9]), "val_acc": np.zeros(4), "memorize_acc": np.array([0, 1, 1, 0.2])}
-    line = common.row(runs_of(1, memorize=20)[0], history)
-    assert line["best_val_acc_memorized"] == pytest.approx(0.4) and line["best_val_acc_unmirrored"] == pytest.approx(0.9)
-
-
-def test_squared_circuit_with_a_sum_that_no_validation_pair_has():
-    run = Run("squared_addition", 11, 4, 40, 0, 1, 1e-3, 0)
-    data = Population([run], "cpu")
-    data.unmirrored[:, [a * 11 + (3 - a) % 11 for a in range(11)]] = False
-    measures = common.circuits(F.one_hot(data.answers, 11).float(), data)
-    assert measures["circuit_share"] == pytest.approx(1) and measures["circuit_margin"] == pytest.approx(1)
+# double descent
 
 
 def made_up_rows(dip_small, dip_large, dip_squared):
@@ -1084,11 +1154,6 @@ def test_a_place_that_the_seeds_disagree_on_is_open():
     assert [(c["measured"], c["holds"]) for c in claims] == [("24 [24, 48]", None)] * 3
 
 
-def test_a_point_has_the_colour_of_a_majority_or_none():
-    lines = [{"dynamic": kind} for kind in ("grokking", "ungrokking", "grokking")]
-    assert common.majority(lines) == "grokking" and common.majority(lines[:2]) is None
-
-
 @pytest.mark.parametrize("few", [{"hidden": 32}, {"seed": 0}])
 def test_one_size_or_one_seed_decides_nothing(few):
     rows = [line for line in made_up_rows(True, False, False) if all(line[name] == value for name, value in few.items())]
@@ -1102,7 +1167,19 @@ def test_prediction_1_is_judged_on_the_harder_task_too():
     assert first["claim"].startswith("prediction 1: squared_addition") and first["holds"] is True
 
 
-# the phenomenon, and the script by its real command line
+# the phenomenon, and the scripts by their command line
+
+
+def test_grokking_and_ungrokking_at_tiny_scale():
+    run = Run("addition", 37, 16, 400, 0, 1200, 2e-2, 1.0)
+    history = common.train([run, replace(run, seed=1)], "cpu")
+    assert [common.dynamic({k: v[i].numpy() for k, v in history.items()}) for i in range(2)] == ["ungrokking"] * 2
+    run = replace(run, hidden=48, data=600)
+    history = common.train([run, replace(run, seed=1)], "cpu")
+    for i in range(2):
+        line = common.row(run, {k: v[i].numpy() for k, v in history.items()})
+        assert line["dynamic"] == "grokking" and line["generalized_at"] > 5 * line["memorized_at"]
+        assert line["circuit_share"] > 0.5
 
 
 @pytest.fixture(scope="module")
@@ -1135,19 +1212,46 @@ def test_outputs(finished):
     assert all(set(c) == {"claim", "paper", "measured", "holds"} for c in summary["claims"]) and "holds" in done.stdout
 
 
-def test_finished_runs_are_not_repeated(finished):
-    out, _ = finished
-    files = out / "runs.csv", out / "summary.json"
-    before = [path.read_text() for path in files]
-    assert here(*TINY, "--seeds", 2, "--threads", 2, "--out", out).returncode == 0
-    assert [path.read_text() for path in files] == before
+def test_a_summary_holds_each_cells_mean_and_interval():
+    rows = [{**common.asdict(run), "dynamic": "grokking", "val_acc": 0.1 * run.seed, "best_val_acc": None, "val_loss": 1.0,
+             "memorized_at": 100 * run.seed or None} for data in (40, 50) for run in runs_of(4, data=data)]
+    first, second = common.summarize(rows)
+    mean, low, high = common.interval([0, 0.1, 0.2, 0.3])
+    assert (first["val_acc"], first["val_acc_low"], first["val_acc_high"]) == pytest.approx((mean, low, high))
+    assert first["data"] == 40 and second["data"] == 50 and first["seeds"] == 4 and first["dynamics"] == "grokking 4/4"
+    assert math.isnan(first["best_val_acc"]) and "val_loss" not in first
+    assert (first["memorized_at"], first["memorized_at_low"]) == (200, 100)      # of those that had
 
 
-def test_a_summary_that_is_lost_claims_no_speed(finished, tmp_path):
-    shutil.copytree(finished[0], tmp_path / "out")
-    (tmp_path / "out" / "summary.json").unlink()
-    assert here(*TINY, "--seeds", 2, "--out", tmp_path / "out").returncode == 0
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+def test_what_is_printed(capsys):
+    rows = [{**common.asdict(run), "dynamic": "diverged" if split else "grokking", "val_acc": None if split else 0.5}
+            for split in (False, True) for run in runs_of(2, memorize=20, split=split)]
+    cells = common.summarize(rows)
+    assert [cell["seeds"] for cell in cells] == [2, 2]
+    common.print_results(rows, cells, [common.claim("it", paper, "1", holds) for paper in "-x" for holds in (True, False, None)])
+    printed = capsys.readouterr().out
+    assert re.findall(r"(?m)^it .* (\S+)$", printed) == ["yes", "NO", "-", "yes", "NO", "undecided"]
+    assert re.findall(r"(?m)(?:False|True) .*/2  +(\S+)$", printed) == ["0.5", "-"] and printed.count("diverged:") == 2
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of it, to be changed."""
+    return shutil.copytree(finished[0], tmp_path / "out")
+
+
+def test_finished_runs_are_not_repeated(finished, copied):
+    for name in ("runs.csv", "curves.npz"):
+        (copied / name).unlink()
+    assert here(*TINY, "--seeds", 2, "--threads", 2, "--out", copied).returncode == 0
+    assert all((copied / name).read_text() == (finished[0] / name).read_text() for name in ("runs.csv", "summary.json"))
+    assert (copied / "cache" / "run-steps-0").read_text() == "0"
+
+
+def test_a_summary_that_is_lost_claims_no_speed(copied):
+    (copied / "summary.json").unlink()
+    assert here(*TINY, "--seeds", 2, "--out", copied).returncode == 0
+    summary = json.loads((copied / "summary.json").read_text())
     assert summary["claims"] and "seconds" not in summary
 
 
@@ -1168,75 +1272,47 @@ def test_fresh_removes_what_is_its_own_and_nothing_else(tmp_path):
     (emergence, ["--layers", 1, 1, "--hidden", 4, 8, "--data", 60, "--memorize", 10])])
 def test_a_sweep_that_diverges_whole_is_named_and_drawn(script, more, tmp_path):
     done = here("--device", "cpu", "--p", 11, "--seeds", 1, "--steps", 20, "--lr", 1e30, *more, "--out", tmp_path, script=script)
-    assert done.returncode == 0 and "diverged: " in done.stdout and list(tmp_path.glob("*.png"))
-
-
-def test_phase_goes_on_with_less_data_only():
-    settings = replace(grok.PLANES["quick"], data=(250, 300))      # its runs would go on with 100 and 400
-    assert {run.data for run in grok.phase_grid(settings) if run.experiment == "ungrokking"} == {100}
-
-
-def test_fresh_forgets_old_results(finished, tmp_path):
-    shutil.copytree(finished[0], tmp_path / "out")
-    both = here(*TINY, "--seeds", 2, "--out", tmp_path / "out", "--fresh", "--plot-only")
-    assert both.returncode == 2 and "--fresh" in both.stderr and (tmp_path / "out" / "runs.csv").exists()
-    stop = interrupted(2, "SIGINT", *TINY, "--seeds", 1, "--out", tmp_path / "out", "--fresh")
-    assert stop.returncode == 130 and not (tmp_path / "out" / "runs.csv").exists()
+    assert done.returncode == 0 and list(tmp_path.glob("*.png"))
+    assert re.search(r"(?m)^diverged: .*hidden 4.*, seed 0$", done.stdout)
 
 
 @pytest.mark.parametrize("content", [None, "", "{}"])
-def test_plot_only_without_a_whole_summary(finished, tmp_path, content):
-    shutil.copytree(finished[0], tmp_path / "out")
-    path = tmp_path / "out" / "summary.json"
+def test_plot_only_without_a_whole_summary(copied, content):
+    path = copied / "summary.json"
     path.unlink() if content is None else path.write_text(content)
-    done = here(*TINY, "--hidden", 8, 4, 4, 4, "--out", tmp_path / "out", "--plot-only")
+    done = here(*TINY, "--hidden", 8, 4, 4, 4, "--out", copied, "--plot-only")
     one_clear_line(done, "--plot-only")
     assert path.exists() == (content is not None) and (content is None or path.read_text() == content)
 
 
-def test_plot_only_redraws_and_touches_nothing_else(finished, tmp_path):
-    out, _ = finished
-    (out / "dynamics.png").unlink()
-    before = (out / "summary.json").read_bytes()
-    assert here(*TINY, "--seeds", 2, "--out", out, "--plot-only").returncode == 0
-    assert (out / "dynamics.png").exists() and (out / "summary.json").read_bytes() == before
+def test_plot_only_redraws_and_touches_nothing_else(copied, tmp_path):
+    (copied / "dynamics.png").unlink()
+    before = (copied / "summary.json").read_bytes()
+    assert here(*TINY, "--seeds", 2, "--out", copied, "--plot-only").returncode == 0
+    assert (copied / "dynamics.png").exists() and (copied / "summary.json").read_bytes() == before
     empty = here(*TINY, "--out", tmp_path / "empty", "--plot-only")
     assert empty.returncode == 2 and "--plot-only" in empty.stderr and not (tmp_path / "empty").exists()
 
 
-def test_progression_that_starts_at_once_is_counted():
-    steps = np.array([[0, 5, 10]] * 3)
-    names = ("train_acc", "val_acc_unmirrored", "norm", "circuit_share", "memory_acc")
-    curves = {name: np.ones((3, 3)) for name in names} | {"step": steps}
-    history = {name: np.tile(values, (4, 1)) for name, values in curves.items()}
-    settings = replace(grok.PRESETS["quick"], hidden=(4, 8, 12, 16), data=(40,) * 4)
-    rows = [{"hidden": hidden, "data": 40, "dynamic": "progression"} for hidden in settings.hidden for _ in range(3)]
-    starts, = (c for c in grok.judge(settings, rows, history) if "varies twofold" in c["claim"])
-    assert starts["measured"] == "steps 0 to 0" and starts["holds"] is False
-    rows[0]["dynamic"], history["val_acc_unmirrored"][0] = "diverged", np.nan      # not a run that has yet to start
-    never, = (c for c in grok.judge(settings, rows, history) if "never start" in c["claim"])
-    assert never["measured"].startswith("0/2") and never["holds"] is None
-
-
 @pytest.mark.parametrize("name", ["runs.csv", "curves.npz"])
-def test_plot_only_of_damaged_results(finished, tmp_path, name):
-    shutil.copytree(finished[0], tmp_path / "out")
-    whole = (tmp_path / "out" / name).read_bytes()
+def test_plot_only_of_damaged_results(copied, name):
+    whole = (copied / name).read_bytes()
     for part in (whole[:len(whole) // 2], b""):
-        (tmp_path / "out" / name).write_bytes(part)
-        done = here(*TINY, "--seeds", 2, "--out", tmp_path / "out", "--plot-only")
+        (copied / name).write_bytes(part)
+        done = here(*TINY, "--seeds", 2, "--out", copied, "--plot-only")
         one_clear_line(done, "--plot-only")
 
 
-def test_results_of_another_configuration_are_kept(finished):
-    out, _ = finished
-    before = (out / "runs.csv").read_bytes()
+def test_results_of_another_configuration_are_kept(copied):
+    before = (copied / "runs.csv").read_bytes()
     gc.disable()        # the lock must be released by the code, not by chance
-    other, again = here(*TINY, "--seeds", 1, "--out", out), here(*TINY, "--seeds", 2, "--out", out, "--plot-only")
-    gc.enable()
+    try:
+        other, again = here(*TINY, "--seeds", 1, "--out", copied), here(*TINY, "--seeds", 2, "--out", copied, "--plot-only")
+    finally:
+        gc.enable()
     assert again.returncode == 0
     one_clear_line(other, "--out", "seeds = 2, not 1")
-    assert (out / "runs.csv").read_bytes() == before
+    assert (copied / "runs.csv").read_bytes() == before
 
 
 def test_cache_of_another_version_is_named_and_not_used(tmp_path, capsys):
@@ -1249,8 +1325,8 @@ def test_cache_of_another_version_is_named_and_not_used(tmp_path, capsys):
     assert "population-old.pt" in error and "population-own.pt" not in error and (tmp_path / "population-old.pt").exists()
 
 
-def test_damaged_cache_is_named_and_computed_again(finished):
-    out, _ = finished
+def test_damaged_cache_is_named_and_computed_again(copied):
+    out = copied
     before = (out / "runs.csv").read_bytes()
     file = next((out / "cache").glob("population-*.pt"))
     whole = file.read_bytes()
@@ -1264,13 +1340,18 @@ def test_damaged_cache_is_named_and_computed_again(finished):
         assert done.returncode == 0 and file.name in done.stderr and (out / "runs.csv").read_bytes() == before
 
 
-def test_two_processes_with_the_same_out(finished):
-    out, _ = finished
-    lock = common.sqlite3.connect(out / "cache" / "lock")
-    lock.execute("BEGIN EXCLUSIVE")
-    second = command(*TINY, "--seeds", 2, "--out", out)
-    lock.close()
-    one_clear_line(second, "in use")
+def test_while_it_trains_no_other_process_gets_the_same_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "train_all", lambda *_: common.locked(tmp_path))      # as the other would
+    one_clear_line(here(*TINY, "--out", tmp_path), "--out", "in use")
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    common.write(path, "old")
+    monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=OSError("full")))
+    with pytest.raises(OSError):
+        common.write(path, "new and longer")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("threads", [1, pytest.param(2, marks=FORKS)])
@@ -1294,7 +1375,7 @@ main = os.getpid()
 def write(path, content, real=common.write, calls=[]):
     calls.append(path)
     if len(calls) == {call} and os.getpid() {where} main:
-        path.with_name(path.name + ".part").write_text("half a file")
+        path.with_name(f"{{path.name}}.{{os.getpid()}}.part").write_text("half a file")
         os.kill(main, signal.{how})
     real(path, content)
 
@@ -1303,12 +1384,12 @@ grok.main()
 """
 
 
-def interrupted(call, how, *arguments, script="grok", where="=="):
-    """Run a script that gets the signal when it, or where != a process that it began, writes its call-th file.
+def interrupted(call, how, *arguments, where="=="):
+    """Run grok.py, which gets the signal when it, or where != a process that it began, writes its call-th file.
 
     It returns when the last of these processes has ended.
     """
-    return python("-c", INTERRUPTED.format(call=call, how=how, where=where).replace("grok", script), *arguments)
+    return python("-c", INTERRUPTED.format(call=call, how=how, where=where), *arguments)
 
 
 def goes_on(finished, out):
@@ -1316,7 +1397,7 @@ def goes_on(finished, out):
     assert list(out.glob("cache/unfinished-*.pt")) and not (out / "runs.csv").exists()
     assert here(*TINY, "--seeds", 2, "--out", out).returncode == 0
     assert (out / "runs.csv").read_bytes() == (finished[0] / "runs.csv").read_bytes()
-    assert not list(out.glob("cache/unfinished-*.pt"))
+    assert not list(out.glob("cache/unfinished-*.pt")) and float((out / "cache" / "run-steps-0").read_text()) < 8 * 30
 
 
 @pytest.mark.parametrize("threads, where", [(1, "=="), pytest.param(2, "!=", marks=FORKS)])
@@ -1326,12 +1407,15 @@ def test_killed_at_any_moment_the_same_command_goes_on_to_the_same_bytes(finishe
     goes_on(finished, tmp_path)
 
 
-def test_stopped_with_fresh_it_says_how_to_go_on(tmp_path, monkeypatch):
+def test_fresh_forgets_old_results_and_stopped_says_how_to_go_on(copied, monkeypatch):
     """The same command would begin again."""
+    one_clear_line(here(*TINY, "--seeds", 2, "--out", copied, "--fresh", "--plot-only"), "--fresh")
+    assert (copied / "runs.csv").exists()
     for error, status in ((KeyboardInterrupt(), 130), (OSError("full"), 1)):
         monkeypatch.setattr(common, "train_all", mock.Mock(side_effect=error))
-        done = here(*TINY, "--out", tmp_path, "--fresh")
+        done = here(*TINY, "--seeds", 1, "--out", copied, "--fresh")
         assert done.returncode == status and "the same command without --fresh" in done.stderr
+        assert not (copied / "runs.csv").exists()
 
 
 @pytest.mark.parametrize("threads, whom, how, status, said", [
@@ -1365,16 +1449,6 @@ def test_the_same_command_gives_the_same_bytes_from_spawned_processes_too(finish
     assert (tmp_path / "runs.csv").read_bytes() == (finished[0] / "runs.csv").read_bytes()
 
 
-def test_double_descent_by_its_command_line(tmp_path):
-    arguments = ["--device", "cpu", "--p", 11, "--seeds", 2, "--steps", 20, "--hidden", 4, 8, 12,
-                 "--data", 40, 60, "--squared-data", 60]
-    done = here(*arguments, "--out", tmp_path, script=double_descent)
-    rows, _ = common.read_results(tmp_path)
-    assert done.returncode == 0 and len(rows) == 18
-    assert (tmp_path / "double_descent.png").exists() and "prediction 2" in done.stdout
-    assert {(line["task"], line["data"]) for line in rows} == {("addition", 40), ("addition", 60), ("squared_addition", 60)}
-
-
 def test_phase_by_its_command_line(tmp_path):
     arguments = ["--device", "cpu", "--p", 11, "--seeds", 2, "--steps", 20, "--hidden", 8, 4, "--data", 60, 40,
                  "--ungrok-hidden", 8, "--ungrok-data", 20]
@@ -1387,25 +1461,39 @@ def test_phase_by_its_command_line(tmp_path):
     assert all(line["steps"] == 40 and line["first_data"] == 60 for line in rows if line["experiment"] == "ungrokking")
 
 
-def test_emergence_by_its_command_line_killed_inside_a_run(tmp_path):
+def test_emergence_by_its_command_line_stopped_inside_a_run(tmp_path):
     arguments = ["--device", "cpu", "--threads", 1, "--p", 11, "--seeds", 2, "--steps", 20,
                  "--layers", 1, 2, "--hidden", 4, 8, "--data", 60, "--memorize", 20, 30]
-    killed = interrupted(9, "SIGKILL", *arguments, "--out", tmp_path / "killed", script="emergence")
-    assert killed.returncode == -9 and list(tmp_path.glob("killed/cache/unfinished-*.pt"))
-    for out in ("killed", "whole"):
+    files = []
+
+    def write(path, content, real=common.write):
+        files.append(path)
+        if len(files) == 9:
+            raise KeyboardInterrupt
+        real(path, content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common, "write", write)
+        patch.setattr(common, "CHECKPOINT_SECONDS", 0)
+        assert here(*arguments, "--out", tmp_path / "stopped", script=emergence).returncode == 130
+    assert list(tmp_path.glob("stopped/cache/unfinished-*.pt"))
+    for out in ("stopped", "whole"):
         done = here(*arguments, "--out", tmp_path / out, script=emergence)
         assert done.returncode == 0, done.stderr
-    assert (tmp_path / "killed" / "runs.csv").read_bytes() == (tmp_path / "whole" / "runs.csv").read_bytes()
+    assert (tmp_path / "stopped" / "runs.csv").read_bytes() == (tmp_path / "whole" / "runs.csv").read_bytes()
     rows, _ = common.read_results(tmp_path / "whole")
     assert len(rows) == 16 and {(line["memorize"], line["split"]) for line in rows} == {(0, 0), (20, 0), (30, 0), (20, 1)}
     assert (tmp_path / "whole" / "emergence.png").exists() and {line["layers"] for line in rows} == {1, 2}
 
 
-def test_two_ranks_one_of_them_killed_give_the_results_of_one_process(tmp_path):
+def test_double_descent_by_its_command_line_and_two_ranks_one_of_them_killed_give_the_same(tmp_path):
     arguments = ["--device", "cpu", "--threads", 1, "--p", 11, "--seeds", 2, "--steps", 20, "--hidden", 4, 8,
-                 "--data", 40, "--squared-data", 60]
+                 "--data", 40, 60, "--squared-data", 60]
     launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "--"]
-    assert here(*arguments, "--out", tmp_path / "one", script=double_descent).returncode == 0
+    one = here(*arguments, "--out", tmp_path / "one", script=double_descent)
+    assert one.returncode == 0 and "prediction 2" in one.stdout and (tmp_path / "one" / "double_descent.png").exists()
+    cells = common.by_cell(common.read_results(tmp_path / "one")[0], "task", "data", "hidden")
+    assert {(task, data) for task, data, _ in cells} == {("addition", 40), ("addition", 60), ("squared_addition", 60)}
+    assert len(cells) == 6 and all(len(seeds) == 2 for seeds in cells.values())
     killed = INTERRUPTED.format(call=8, how="SIGKILL", where="==").replace("grok", "double_descent")
     (tmp_path / "killed.py").write_text(f"import os, sys\nsys.path.append({str(HERE)!r})\n" + killed.replace(
         "if len(calls)", "if os.environ['RANK'] == '1' and len(calls)"))
@@ -1415,6 +1503,9 @@ def test_two_ranks_one_of_them_killed_give_the_results_of_one_process(tmp_path):
     done = python(*launch, HERE / "double_descent.py", *arguments, "--out", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "two" / "runs.csv").read_bytes() == (tmp_path / "one" / "runs.csv").read_bytes()
+
+
+# the sweep
 
 
 def sweep_options(out):
@@ -1430,37 +1521,47 @@ def test_a_sweep_gives_every_run_its_own_history(tmp_path):
         assert done[run]["train_loss"] == pytest.approx(common.train([run], "cpu")["train_loss"][0].numpy(), rel=1e-3)
 
 
-def test_out_of_memory_packs_less(tmp_path, monkeypatch):
-    real = common.train
-
-    def small(runs, *rest):
-        if len(runs) > 2:
-            raise torch.cuda.OutOfMemoryError("too much")
-        return real(runs, *rest)
-    monkeypatch.setattr(common, "train", small)
-    assert list(common.sweep(runs_of(7, steps=5), sweep_options(tmp_path))) == runs_of(7, steps=5)
-
-
-@pytest.mark.parametrize("arguments, named", [
-    (["--p", "1"], "--p"), (["--p", "x"], "--p"), (["--seeds", "0"], "--seeds"), (["--steps", "0"], "--steps"),
-    (["--lr", "0"], "--lr"), (["--lr", "nan"], "--lr"), (["--weight-decay", "-1"], "--weight-decay"),
-    (["--loss", "mse"], "--loss"), (["--device", "abacus"], "--device"), (["--device", "cpu:abc"], "--device"),
-    (["--device", "cuda:99"], "--device"),
-    (["--scale", "huge"], "--scale"), (["--sedes", "3"], "--sedes"), (["--seed", "3"], "--seed"),
-    (["--device", "meta"], "--device"), (["--threads", "0"], "--threads"), (["--p", "5"], "--p 5"),
-    (["--p", "11", "--data", "121", "60", "60", "60"], "--data 121"), (["--hidden", "6", "8", "8", "8"], "--hidden 6"),
-    (["--precision", "tf32"], "--precision"),
-    (["--hidden", "8"], "--hidden"), (["--out", "/dev/null/x"], "--out"), (["--out", "README.md"], "--out")])
-def test_bad_options_end_in_one_line_before_any_work(arguments, named, tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "sweep", lambda *_: pytest.fail("work began"))
-    one_clear_line(here("--device", "cpu", "--out", tmp_path / "out", *arguments), named)
-    assert not (tmp_path / "out" / "runs.csv").exists()
+def test_ranks_share_the_populations(tmp_path, monkeypatch):
+    runs = [run for data in (30, 40, 50) for run in runs_of(2, steps=5, data=data)]
+    options, shares = sweep_options(tmp_path), []
+    monkeypatch.setattr(common, "train_all", lambda populations, *_: shares.append(populations))
+    monkeypatch.setattr(common.dist, "barrier", lambda: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        with contextlib.suppress(KeyError):      # rank 0 misses what was not trained
+            common.sweep(runs, options)
+    assert sorted(map(len, shares)) == [1, 2]
+    assert sorted((run for share in shares for population in share for run in population), key=runs.index) == runs
 
 
-def test_a_copy_under_another_name_takes_its_options(tmp_path):
-    (tmp_path / "mine.py").write_text((HERE / "grok.py").read_text())
-    done = python(tmp_path / "mine.py", "--steps", 0, env={**os.environ, "PYTHONPATH": str(HERE)})
-    one_clear_line(done, "mine.py", "--steps")
+def test_populations_fit_and_hold_every_run_once(monkeypatch):
+    runs = [run for hidden in (8, 16) for data in (50, 40) for run in runs_of(11, hidden=hidden, data=data)]
+    monkeypatch.setattr(common, "values_per_example", lambda run: 2**14 * run.hidden)
+    populations = common.pack(runs, "cpu")
+    assert sorted((run for population in populations for run in population), key=runs.index) == runs
+    for population in populations:
+        assert len({(run.hidden, run.data) for run in population}) == 1
+        assert len(population) * 4 * 1.5 * 11**2 * 2**14 * population[0].hidden <= 2**28      # bytes of an evaluation
+    assert max(map(len, populations)) > 1
+    works = list(map(common.work, populations))
+    assert works == sorted(works, reverse=True)
+
+
+def test_progress_tells_what_was_made_and_what_is_left(tmp_path, monkeypatch, capsys):
+    runs, other = runs_of(2, steps=60), runs_of(3, steps=60, data=40)
+    begun = [(runs, 0.5, 1), (other, 0, 0.5)]
+    done, left = 0.5 * common.work(runs) + 0.5 * common.work(other), 0.5 * common.work(other)
+    seconds = common.timedelta(seconds=round(10 * left / done))
+    assert common.progress(begun, [runs, other], 10) == f"2/5 runs, 15 run-steps/s, {seconds} left"
+    monkeypatch.setattr(common, "expected_seconds", lambda *_: 90)
+    clock = iter(range(0, 10**6, 40))
+    monkeypatch.setattr(common.time, "monotonic", lambda: next(clock))
+    common.sweep(runs, sweep_options(tmp_path))
+    expect, *lines = capsys.readouterr().err.splitlines()
+    assert expect == "expect about 0:01:30 of training"
+    assert re.fullmatch(r"2/2 runs, \d+ run-steps/s, 0:00:00 left \| hidden 8, D 50, step 60: train \d\.\d\d, val \d\.\d\d",
+                        lines[-1])
 
 
 def test_the_work_of_a_run_that_goes_on_with_less_data_is_that_of_both_halves():
@@ -1478,36 +1579,97 @@ def test_the_time_to_expect_is_that_of_the_dearest_population_at_least(monkeypat
     assert common.expected_seconds([], many) == 0
 
 
-def test_another_name_of_the_cpu_is_the_cpu():
-    options = SimpleNamespace(device="cpu:0", threads=3)
-    common.set_up(options)
-    assert options.device == "cpu" and options.workers == 3
+def test_out_of_memory_packs_less(tmp_path, monkeypatch):
+    real = common.train
+
+    def small(runs, *rest):
+        if len(runs) > 2:
+            raise torch.cuda.OutOfMemoryError("too much")
+        return real(runs, *rest)
+    monkeypatch.setattr(common, "train", small)
+    assert list(common.sweep(runs_of(7, steps=5), sweep_options(tmp_path))) == runs_of(7, steps=5)
+    monkeypatch.setattr(common, "train", mock.Mock(side_effect=torch.cuda.OutOfMemoryError("too much")))
+    one_clear_line(here(*TINY, "--out", tmp_path / "none"), "too little memory for one run", "--hidden")
+
+
+# options
+
+
+@pytest.mark.parametrize("experiment, scale, settings, folder", [
+    ("dynamics", "paper", grok.PRESETS["paper"], "grok-paper"), ("phase", "small", grok.PLANES["small"], "grok-phase-small")])
+def test_the_command_line_chooses_a_preset_and_changes_it(experiment, scale, settings, folder, monkeypatch):
+    words = [] if experiment == "dynamics" else [experiment]
+    words += ["--device", "cpu", "--scale", scale, "--seeds", "7", "--data", "90", "80"]
+    monkeypatch.setattr(sys, "argv", ["grok.py", *words])
+    name, found, options = common.command_line("grok.py", "", {"dynamics": (grok.PRESETS,), "phase": (grok.PLANES,)})
+    assert name == experiment and found == replace(settings, seeds=7, data=(90, 80))
+    assert options.out == Path("results") / folder and not options.compile
+
+
+@pytest.mark.parametrize("script", [grok, double_descent, emergence])
+def test_help_names_every_option(script):
+    done = here("--help", script=script)
+    options = [f.name.replace("_", "-") for f in fields(type(script.PRESETS["quick"]))]
+    assert done.returncode == 0 and script.__doc__.splitlines()[0] in done.stdout
+    assert all(f"--{name} " in done.stdout for name in [*options, "device", "threads", "scale", "out", "fresh", "compile"])
+
+
+def test_compile_reaches_the_training_step(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiled.append(function) or function)
+    assert here(*TINY, "--seeds", 1, "--compile", "--out", tmp_path).returncode == 0 and len(compiled) == 4
+
+
+def test_every_preset_is_possible_and_the_papers_has_its_runs():
+    grids = {scale: double_descent.grid(settings) for scale, settings in double_descent.PRESETS.items()}
+    assert len(grids["paper"]) == 825
+    for presets, grid in ((grok.PRESETS, grok.grid), (grok.PLANES, grok.phase_grid), (emergence.PRESETS, emergence.grid)):
+        for settings in presets.values():
+            common.check(run for run in grid(settings) if run.seed == 0)
+    for runs in grids.values():
+        common.check(run for run in runs if run.seed == 0)
+
+
+@pytest.mark.parametrize("arguments, named", [
+    (["--p", "1"], "--p"), (["--p", "x"], "--p"), (["--seeds", "0"], "--seeds"), (["--steps", "0"], "--steps"),
+    (["--lr", "0"], "--lr"), (["--lr", "nan"], "--lr"), (["--weight-decay", "-1"], "--weight-decay"),
+    (["--eps", "0"], "--eps"), (["--p", "1000000"], "--p 1000000"),
+    (["--loss", "mse"], "--loss"), (["--device", "abacus"], "--device"), (["--device", "cpu:abc"], "--device"),
+    (["--device", "cuda:99"], "--device"),
+    (["--scale", "huge"], "--scale"), (["--sedes", "3"], "--sedes"), (["--seed", "3"], "--seed"),
+    (["--device", "meta"], "--device"), (["--threads", "0"], "--threads"), (["--p", "5"], "--p 5"),
+    (["--p", "11", "--data", "121", "60", "60", "60"], "--data 121"), (["--hidden", "6", "8", "8", "8"], "--hidden 6"),
+    (["--precision", "tf32"], "--precision"),
+    (["--hidden", "8"], "--hidden"), (["--out", "/dev/null/x"], "--out"), (["--out", "README.md"], "--out")])
+def test_bad_options_end_in_one_line_before_any_work(arguments, named, tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "sweep", lambda *_: pytest.fail("work began"))
+    one_clear_line(here("--device", "cpu", "--out", tmp_path / "out", *arguments), named)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("arguments, script, named", [
     (["phaze"], grok, "phaze"), (["--seeds", "2", "phase"], grok, "phase"), (["phase", "--data", "60"], grok, "--data"),
     (["--layers", "1"], emergence, "--layers"), (["--memorize", "0"], emergence, "--memorize"),
     (["--memorize", "5000"], emergence, "memorize"), (["--precision", "half"], emergence, "--precision"),
-    (["--hidden", "8", "8", "8", "6"], emergence, "heads")])
+    (["--hidden", "8", "8", "8", "6"], emergence, "heads"), (["--squared-data", "1849"], double_descent, "--squared-data 1849"),
+    (["phase", "--ungrok-hidden", "6"], grok, "--ungrok-hidden 6"), (["phase", "--ungrok-data", "500"], grok, "--ungrok-data")])
 def test_bad_options_of_the_other_experiments(arguments, script, named, tmp_path, monkeypatch):
     monkeypatch.setattr(common, "sweep", lambda *_: pytest.fail("work began"))
     one_clear_line(here(*arguments, "--device", "cpu", "--out", tmp_path / "out", script=script), named)
-    assert not (tmp_path / "out" / "runs.csv").exists()
+    assert not (tmp_path / "out").exists()
 
 
-def test_grokking_at_tiny_scale():
-    run = Run("addition", 37, 48, 600, 0, 1200, 2e-2, 1.0)
-    history = common.train([run, replace(run, seed=1)], "cpu")
-    for i in range(2):
-        line = common.row(run, {k: v[i].numpy() for k, v in history.items()})
-        assert line["dynamic"] == "grokking" and line["generalized_at"] > 5 * line["memorized_at"]
-        assert line["circuit_share"] > 0.5
+def test_a_copy_under_another_name_takes_its_options(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["mine.py", "--steps", "0"])
+    with pytest.raises(SystemExit):
+        grok.main()
+    assert capsys.readouterr().err.startswith("mine.py: error: argument --steps")
 
 
-def test_runs_that_diverge_are_named_and_the_rest_is_drawn_and_judged(tmp_path):
-    done = here(*TINY, "--lr", "1e15", "--seeds", "2", "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "diverged: hidden 16, data 50, seed 1" in done.stdout and (tmp_path / "dynamics.png").exists()
+def test_another_name_of_the_cpu_is_the_cpu():
+    options = SimpleNamespace(device="cpu:0", threads=3)
+    common.set_up(options)
+    assert options.device == "cpu" and options.workers == 3
 
 
 # the suite as a whole
