@@ -44,7 +44,7 @@ PRESETS = {
     "small": Ladder(p=59, seeds=3, steps=3000, lr=1e-2, weight_decay=1.0, layers=(1,) * 7, hidden=(8, 16, 24, 32, 48, 64, 128),
                     data=2000, memorize=(1400, 1100)),
     # parameters: 2.7k, 6.9k, 20k, 64k, 227k, 424k, 1.6M, 3.2M, 13M, 25M, 101M
-    "paper": Ladder(p=113, seeds=3, steps=10000, lr=5e-3, weight_decay=1.0, layers=(1, 1, 1, 1, 1, 2, 2, 4, 4, 8, 8),
+    "paper": Ladder(p=113, seeds=3, steps=10000, lr=1e-2, weight_decay=1.0, layers=(1, 1, 1, 1, 1, 2, 2, 4, 4, 8, 8),
                     hidden=(8, 16, 32, 64, 128, 128, 256, 256, 512, 512, 1024), data=3000, memorize=(3000, 4000, 5000, 6000)),
 }
 
@@ -57,10 +57,10 @@ def series(settings):
 def rates(settings, layers, hidden):
     """Learning rate and weight decay of a model size.
 
-    At 5e-3, 4 layers of 256 diverge (at 1e-3 they train). So beyond layers x hidden = 256 the learning rate falls as its
-    inverse, and the weight decay rises as much: what decays in a step, their product, stays.
+    4 layers of 256 diverge at 5e-3 and train at 1e-3. So where learning rate x layers x hidden is more than that of hidden 128
+    at 1e-2, the learning rate falls to it, and the weight decay rises as much: what decays in a step, their product, stays.
     """
-    share = min(1.0, 256 / (layers * hidden))
+    share = min(1.0, 1e-2 * 128 / (settings.lr * layers * hidden))
     return {"lr": settings.lr * share, "weight_decay": settings.weight_decay / share}
 
 
