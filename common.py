@@ -45,6 +45,8 @@ from matplotlib.patches import Rectangle  # noqa: F401
 from matplotlib.patheffects import withStroke      # noqa: F401
 from torch import nn
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")      # for deterministic results; read once, at the first product
+
 # tasks: pairs, labels, the split
 
 
@@ -1092,7 +1094,6 @@ def set_up(options):
 
     auto leaves mps out: its torch may lack embedding_bag, and nothing here was tried on it.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.device == "cuda" and torch.cuda.is_available():

@@ -32,6 +32,7 @@ from common import FLOOR, Settings, by_cell, claim, fail, interval, option, repr
 @dataclass(frozen=True)
 class Ladder(Settings):
     """Model sizes, each a number of layers and a hidden size, with each amount of memorization."""
+    lr: float = option("learning rate of AdamW, less for large models (--weight-decay more)", minimum=1e-9)
     layers: tuple[int, ...] = option("layers of the model sizes", minimum=1)
     hidden: tuple[int, ...] = option("hidden sizes of the model sizes", minimum=1)
     data: int = option("training examples of addition", minimum=1)
@@ -57,8 +58,8 @@ def series(settings):
 def rates(settings, layers, hidden):
     """Learning rate and weight decay of a model size.
 
-    4 layers of 256 diverge at 5e-3 and train at 1e-3. So where learning rate x layers x hidden is more than that of hidden 128
-    at 1e-2, the learning rate falls to it, and the weight decay rises as much: what decays in a step, their product, stays.
+    4 layers of 256 diverge at 5e-3 and train at 1e-3. So learning rate x layers x hidden is at most that of hidden 128 at 1e-2,
+    and where the learning rate falls for it, the weight decay rises as much: what decays in a step, their product, stays.
     """
     share = min(1.0, 1e-2 * 128 / (settings.lr * layers * hidden))
     return {"lr": settings.lr * share, "weight_decay": settings.weight_decay / share}
