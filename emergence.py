@@ -7,8 +7,8 @@ ability looks emergent. Where half of the feed-forward units serve one task and 
 
     python emergence.py                     a laptop's CPU, two minutes
     python emergence.py --scale small       p = 59, three seeds, an hour on one core
-    python emergence.py --scale paper --layers 1 1 1 1 --hidden 8 16 32 64 --memorize 3000
-                                            p = 113, where none of it is learned by step 10,000, an hour on two cores
+    python emergence.py --scale paper --layers 1 1 1 --hidden 16 64 128 --memorize 3000
+                                            p = 113: lost at hidden 64, back in part at 128; two hours on two cores
     python emergence.py --device cuda       p = 113, up to 8 layers of width 1024: hours, it says how many; --layers and
                                             --hidden cut the ladder of sizes, --precision tf32 or bfloat16 saves time
 
@@ -164,7 +164,7 @@ def draw(settings, rows, curves):
     label, held = ladder(rows), suppressed(settings, rows)
     accuracy.set(xscale="log", xlim=(0.8 * min(label), 1.25 * max(label)), ylim=(-0.03, 1.03),
                  ylabel="best validation accuracy on addition\n(line: best seed; hollow: memorization not known)")
-    accuracy.legend(fontsize=9)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9)
     loss.axhline(np.log(settings.p), color="#999999", lw=0.8, ls="--")
     loss.annotate("guessing, ln p", (0.99, np.log(settings.p)), xycoords=("axes fraction", "data"), va="bottom", ha="right",
                   fontsize=8, color="#666666")
