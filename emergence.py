@@ -1,16 +1,17 @@
 """An ability that appears with size when memorization is mixed in (Huang et al. 2024, figures 8 and 10).
 
 Addition is learned together with pure memorization: a + b mod p beside a - b with random labels, told apart by the
-operator token. Memorizing the labels takes a memorizing circuit anyway, and a small model then memorizes the additions
-too: addition does not generalize. Only a larger model gets it back, a far larger one, says the paper: against size, the
-ability looks emergent. Where half of the feed-forward units serve one task and half the other, it should appear earlier.
+operator token. Memorizing the labels takes a memorizing circuit anyway, and a model with just enough room then memorizes
+the additions too: addition does not generalize. (Smaller ones have no room for both, and may generalize instead.) Only a
+larger model gets it back, a far larger one, says the paper: against size, the ability looks emergent. Where half of the
+feed-forward units serve one task and half the other, it should appear earlier.
 
     python emergence.py                     a laptop's CPU, two minutes
     python emergence.py --scale small       p = 59, three seeds, an hour on one core
     python emergence.py --scale paper --layers 1 1 1 --hidden 16 64 128 --memorize 3000
-                                            p = 113: lost at hidden 64, back in part at 128; two hours on two cores
-    python emergence.py --device cuda       p = 113, up to 8 layers of width 1024: hours, it says how many; --layers and
-                                            --hidden cut the ladder of sizes, --precision tf32 or bfloat16 saves time
+                                            p = 113: lost at hidden 64, back in part at 128; an hour and a half on two cores
+    python emergence.py --device cuda       p = 113, up to 8 layers of width 1024: not run yet, it says how long; --layers
+                                            and --hidden cut the ladder, --precision tf32 or bfloat16 saves time
 
 Expect emergence.png: validation accuracy on addition against the number of parameters, for addition alone, for each
 amount of memorization and for the split feed-forward layer; beneath it the loss on the answer and the generalizing
