@@ -251,7 +251,7 @@ def judge_comparisons(settings, rows):
         ratio = (whole or max(label)) / split if split else np.nan      # at least that, where the whole layer never reaches it
         claims.append(claim(f"fig 10: with a split layer, accuracy {level} is reached at a smaller size", "far smaller",
                             f"{label.get(split, 'not reached')} against {label.get(whole, 'not reached')}"
-                            + (f", {times(whole, split)}" if split and whole else ""),
+                            + (f", {times(whole, split)}" if split and whole and split != whole else ""),
                             True if ratio >= 2 else
                             False if whole and not ratio > 1 and (whole, split) != (order[0], order[0]) else None))
     return claims

@@ -1340,9 +1340,8 @@ def test_cache_of_another_version_is_named_and_not_used(tmp_path, capsys):
 
 
 def test_damaged_cache_is_named_and_computed_again(copied):
-    out = copied
-    before = (out / "runs.csv").read_bytes()
-    file = next((out / "cache").glob("population-*.pt"))
+    before = (copied / "runs.csv").read_bytes()
+    file = next((copied / "cache").glob("population-*.pt"))
     whole = file.read_bytes()
     with zipfile.ZipFile(file) as archive:
         tensors = [archive.read(name) for name in archive.namelist() if "/data/" in name]
@@ -1350,8 +1349,8 @@ def test_damaged_cache_is_named_and_computed_again(copied):
     flipped = bytes([record[0] ^ 1]) + record[1:]
     for damaged in (whole[:200], whole.replace(record, flipped)):      # cut short; one bit of a tensor changed
         file.write_bytes(damaged)
-        done = here(*TINY, "--seeds", 2, "--out", out)
-        assert done.returncode == 0 and file.name in done.stderr and (out / "runs.csv").read_bytes() == before
+        done = here(*TINY, "--seeds", 2, "--out", copied)
+        assert done.returncode == 0 and file.name in done.stderr and (copied / "runs.csv").read_bytes() == before
 
 
 def test_while_it_trains_no_other_process_gets_the_same_out(tmp_path, monkeypatch):
