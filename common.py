@@ -92,7 +92,7 @@ class Run:
 
 def generator(run, purpose):
     """A random generator on the CPU that depends on the run's seed and the purpose alone."""
-    return torch.Generator().manual_seed(10 * run.seed + ("split", "labels", "weights", "memorize").index(purpose))
+    return torch.Generator().manual_seed(10 * run.seed + ("pairs", "labels", "weights", "memorize").index(purpose))
 
 
 def answers(run):
@@ -108,7 +108,7 @@ def answers(run):
 
 def train_pairs(run):
     """Training pairs as numbers a*p + b, (data,); a seed's smaller training set is contained in its larger ones."""
-    return torch.randperm(run.p**2, generator=generator(run, "split"))[:run.data]
+    return torch.randperm(run.p**2, generator=generator(run, "pairs"))[:run.data]
 
 
 def trained(run):
@@ -196,7 +196,7 @@ class ReLU(torch.autograd.Function):
 class Inputs:
     """Token sequences of a population, (R, N, T), and which rows of the table of attention each of them reads.
 
-    longest: no sum of the way back has more members, since on CUDA a single thread makes it (an operator has thousands).
+    longest: the most terms of one sum of the backward pass. On CUDA one thread makes each, and every example has the operator.
     """
 
     def __init__(self, tokens, run, longest=None):
@@ -208,7 +208,7 @@ class Inputs:
         rows = torch.arange(r * (t - 1) * run.vocabulary, device=device)
         examples, begin = order // (t - 1), torch.searchsorted(row, rows)                     # by row; where each row begins
         self.inverse = examples, begin
-        if longest:                                                                           # first parts of rows, then rows
+        if longest:                                                                           # two rounds: parts, then rows
             place = torch.arange(len(row), device=device) - begin[row]                        # of an example in its row
             parts, = (place % longest == 0).nonzero(as_tuple=True)                            # where each part begins
             self.inverse = examples, parts, torch.arange(len(parts), device=device), torch.searchsorted(row[parts], rows)
@@ -367,8 +367,8 @@ def training_loss(logits, labels, kind):
     return CrossEntropy.apply(logits, labels) / labels.shape[-1]
 
 
-class Population:
-    """The data of runs that train together, on a device: they share everything but seed and experiment."""
+class Dataset:
+    """The data of a population, runs that train together and share everything but seed and experiment, on a device."""
 
     def __init__(self, runs, device):
         def stack(tensors):
@@ -378,7 +378,7 @@ class Population:
         self.run = run = runs[0]
         self.inputs = Inputs(stack(tokens), run, 128 if str(device).startswith("cuda") else None)    # (R, N, T)
         self.labels = stack(labels)                                                           # (R, N)
-        self.grid = Inputs(stack([sequences(run, torch.arange(run.p**2))] * len(runs)), run)  # every pair, (R, p*p, T)
+        self.all_pairs = Inputs(stack([sequences(run, torch.arange(run.p**2))] * len(runs)), run)  # (R, p*p, T)
         self.answers = stack(map(answers, runs))                                              # (R, p*p)
         self.train = stack(map(trained, runs))                                                # (R, p*p) bool
         ever = stack(trained(replace(r, data=max(r.data, r.first_data))) for r in runs)
@@ -435,7 +435,7 @@ def fourier_concentration(embed, p):
 def evaluate(model, data):
     """Every measure of every run now, a dict of (R,) tensors: accuracies, accurate losses, norm, circuits. In float32."""
     torch.set_float32_matmul_precision("highest")
-    logits = model(data.grid)                                                                 # (R, p*p, p)
+    logits = model(data.all_pairs)                                                            # (R, p*p, p)
     loss = cross_entropy(logits, data.answers)
     hit = (logits.argmax(-1) == data.answers).float().where(loss.isfinite(), math.nan)        # a diverged run knows nothing
     measures = {"train_acc": mean_over(hit, data.train), "val_acc": mean_over(hit, data.val),
@@ -532,9 +532,9 @@ def train(runs, device, compiled=False, checkpoint=None, tick=lambda step, measu
     due, saved = set(evaluation_steps(run.steps)), time.monotonic()
     for now in range(start, run.steps + 1):
         if now in (start, change):
-            data = Population([replace(r, data=r.first_data) for r in runs] if now < change else runs, device)
+            data = Dataset([replace(r, data=r.first_data) for r in runs] if now < change else runs, device)
             step = training_step(model, optimizer, data, compiled)
-            captured = max(now, WARMUP) + 4     # a CUDA graph repeats one learning rate: not before the warm-up is over
+            captured = max(now, WARMUP) + 4     # a CUDA graph repeats one learning rate: after the warm-up, and some plain steps
         if now > 0:
             optimizer.param_groups[0].update(lr=run.lr * min(1, now / WARMUP), capturable=False)
             if on_gpu and now == captured:
@@ -842,6 +842,9 @@ def count_dynamics(rows):
 # statistics over seeds
 
 
+ENOUGH = 6      # seeds: a bootstrap of fewer is too narrow, and fewer may well do the same by chance
+
+
 def resampled_means(values, seed=0, draws=2000):
     """Means of values (..., seeds) over the seeds, and then of as many seeds drawn anew in each cell: (1 + draws, ...).
 
@@ -882,6 +885,11 @@ def interval(values):
     return float(means[0]), *map(float, np.percentile(means[1:], [cut, 100 - cut]))
 
 
+def ends(seeds):
+    """The percentiles of bootstrap draws that bound a 95% interval; of few seeds the draws' whole range."""
+    return [2.5, 97.5] if seeds >= ENOUGH else [0, 100]
+
+
 def with_interval(mean, low, high, style="{:.2f}"):
     """'mean [low, high]' as text, without an interval where it is not known."""
     return style.format(mean) + ("" if np.isnan(low) else f" [{style.format(low)}, {style.format(high)}]")
@@ -916,7 +924,7 @@ def below(means):
 
 def judgeable(values):
     """Whether values (sizes, seeds) are enough for a verdict on a dip, both ways: 3 sizes, and 6 seeds known at each."""
-    return len(values) >= 3 and np.isfinite(values).sum(-1).min() >= 6
+    return len(values) >= 3 and np.isfinite(values).sum(-1).min() >= ENOUGH
 
 
 def dip_interval(values):
@@ -1086,7 +1094,8 @@ def value_of(kind, minimum):
 def machine_options(parser):
     """The options that every command has: --device and --threads."""
     parser.add_argument("--device", default="auto", help="auto (cuda, then cpu), cpu, cuda, cuda:1, mps")
-    parser.add_argument("--threads", type=value_of(int, 1), help="CPU threads (default: one a core); of a script, processes")
+    parser.add_argument("--threads", type=value_of(int, 1),
+                        help="CPU processes of a script, CPU threads of common.py (default: one a core)")
 
 
 def set_up(options):
@@ -1132,8 +1141,8 @@ def command_line(script, doc, experiments):
     machine_options(parser)
     parser.add_argument("--scale", choices=presets, help="quick: a CPU, at most two minutes; small: p = 59; "
                         "paper: the paper's grid (default: paper on cuda, quick otherwise)")
-    settings = fields(presets["quick"])
-    for f in settings:
+    declared = fields(presets["quick"])
+    for f in declared:
         meta, several = f.metadata, f.type == tuple[int, ...]
         kind = int if several else f.type
         parser.add_argument("--" + f.name.replace("_", "-"), nargs="+" if several else None,
@@ -1152,7 +1161,7 @@ def command_line(script, doc, experiments):
     options.scale = options.scale or ("paper" if options.device.startswith("cuda") else "quick")
     options.out = options.out or Path("results") / f"{folder}-{options.scale}"
     given = {f.name: tuple(value) if isinstance(value, list) else value
-             for f in settings if (value := getattr(options, f.name)) is not None}
+             for f in declared if (value := getattr(options, f.name)) is not None}
     return experiment, replace(presets[options.scale], **given), options
 
 
@@ -1368,11 +1377,11 @@ def benchmark():
 
     def step(runs, compiled=False):
         """A training step of these runs, and its optimizer."""
-        data, model = Population(runs, device), Transformer(runs).to(device)
+        data, model = Dataset(runs, device), Transformer(runs).to(device)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         return training_step(model, optimizer, data, compiled), optimizer
 
-    data, model = Population(runs[:1], device), Transformer(runs[:1]).to(device)
+    data, model = Dataset(runs[:1], device), Transformer(runs[:1]).to(device)
     optimizer = torch.optim.AdamW(model.parameters())
 
     def textbook():

@@ -7,7 +7,7 @@ examples D than at the crossing, a growing model goes through progression, then 
 nothing more, then semi-grokking and grokking: validation accuracy dips on the way. With more, there is no dip.
 
     prediction 1    the dip is there for small D and gone for large D
-    prediction 2    a harder task, (a + b)^2 mod p, moves the crossing up: at one D it dips deeper than addition
+    prediction 2    a harder task, (a + b)^2 mod p, moves the crossing up: at the same D it dips deeper than addition
 
     python double_descent.py                      a laptop's CPU, a minute and a quarter
     python double_descent.py --scale small        p = 59, 11 seeds, twenty minutes on two cores
@@ -190,7 +190,10 @@ def judge_more_data(settings, rows, found):
 
 
 def judge_harder(settings, rows, found):
-    """Prediction 2, for each D of both tasks: the harder one dips deeper, and a model must be larger to generalize."""
+    """Prediction 2, at some D of both tasks: the harder one dips deeper, and a model must be larger to generalize.
+
+    The paper shows it at one D; so one is enough for a yes, and all must fail for a no.
+    """
     deeper, larger, by, times = [], [], [], []
     for data in sorted(set(settings.squared_data) & set(settings.data)):
         (hidden, hard), (_, easy) = (size_curve(rows, task, data) for task in ("squared_addition", "addition"))
@@ -211,11 +214,11 @@ def judge_harder(settings, rows, found):
         return []
     return [claim(text, paper, ", ".join(measured), True in verdicts or (None if None in verdicts else False))
             for text, paper, measured, verdicts in (
-                ("prediction 2 (fig 7): at one D the harder task dips deeper", "deeper", by, deeper),
-                ("prediction 2: at one D the harder task stays above 0.5 from a larger size on", "larger", times, larger))]
+                ("prediction 2 (fig 7): at some D the harder task dips deeper", "deeper", by, deeper),
+                ("prediction 2: at some D the harder task stays above 0.5 from a larger size on", "larger", times, larger))]
 
 
-def judge_places(settings, rows, found):
+def judge_places(rows, found):
     """Where the paper has a dip and so do we: the size at which it is deepest, and whether that is in the paper's range.
 
     The true place lies between the sizes tried to its left and right. It is outside the range if all of that is, and inside if
@@ -223,7 +226,7 @@ def judge_places(settings, rows, found):
     """
     claims = []
     for (task, data), (first, last) in PAPER_PLACES.items():
-        if settings.p == 113 and found.get((task, data), "-")[0] == "dip":
+        if found.get((task, data), "-")[0] == "dip":
             hidden, values = size_curve(rows, task, data)
             places = triples(len(hidden))[1][below(resampled_means(values)).argmax(-1)]       # (1 + draws,)
             low, high = np.percentile(places[1:], [2.5, 97.5], method="nearest")
@@ -241,7 +244,7 @@ def judge_zeros(settings, rows):
     claims = []
     for (task, data), sizes in PAPER_ZEROS.items():
         zero = [line for line in rows if (line["task"], line["data"]) == (task, data) and line["hidden"] in sizes]
-        if settings.p == 113 and zero:
+        if zero:
             seeds = by_cell(zero, "seed").values()
             mean, low, high = interval([np.nanmean(np.array([line["val_acc"] for line in lines], float)) for lines in seeds])
             tried = " ".join(str(size) for size in sizes if size in settings.hidden)
@@ -253,8 +256,8 @@ def judge_zeros(settings, rows):
 def judge(settings, rows, curves):
     """Both predictions, the dip of each curve, and at paper scale the numbers that the paper states."""
     found, dips = judge_dips(settings, rows)
-    return [*judge_more_data(settings, rows, found), *judge_harder(settings, rows, found), *dips,
-            *judge_places(settings, rows, found), *judge_zeros(settings, rows)]
+    numbers = [*judge_places(rows, found), *judge_zeros(settings, rows)] if settings.p == 113 else []
+    return [*judge_more_data(settings, rows, found), *judge_harder(settings, rows, found), *dips, *numbers]
 
 
 def main():

@@ -27,6 +27,7 @@ norm, and grokked runs that forget when they are trained on with less data. Each
 # ///
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from matplotlib import colormaps
@@ -34,8 +35,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from common import COLORS, FLOOR, Settings, beyond, by_cell, claim, count_dynamics, dip_interval, fail, first_step, interval
-from common import majority, option, parameters, reproduce, resampled_means, size_curve, tail, with_interval
+from common import COLORS, ENOUGH, FLOOR, Settings, beyond, by_cell, claim, count_dynamics, dip_interval, ends, fail, first_step
+from common import interval, majority, option, parameters, reproduce, resampled_means, size_curve, tail, with_interval
 
 DYNAMICS = ("progression", "ungrokking", "semi-grokking", "grokking")
 
@@ -76,15 +77,15 @@ def cells(settings, rows, curves):
 
 # figures
 
-PANELS = (
-    ("accuracy", {"train_acc": ("train", "#009E73"), "val_acc_unmirrored": ("validation", "#D55E00")}),
-    ("circuit", {"circuit_share": ("generalizing share\nof logits", "#0072B2"),
-                 "fourier_top5": ("embedding power\nin 5 frequencies", "#56B4E9"),
-                 "memory_acc": ("train accuracy\nwithout it", "#CC79A7")}),
-    ("logits", {"circuit_margin": ("margin of the\ngeneralizing part", "#0072B2"),
-                "circuit_spread": ("spread of\nthe rest", "#CC79A7")}),
-    ("parameter norm", {"norm": ("", "#000000")}),
-)
+PANELS = {
+    "accuracy": {"train_acc": ("train", "#009E73"), "val_acc_unmirrored": ("validation", "#D55E00")},
+    "circuit": {"circuit_share": ("generalizing share\nof logits", "#0072B2"),
+                "fourier_top5": ("embedding power\nin 5 frequencies", "#56B4E9"),
+                "memory_acc": ("train accuracy\nwithout it", "#CC79A7")},
+    "logits": {"circuit_margin": ("margin of the\ngeneralizing part", "#0072B2"),
+               "circuit_spread": ("spread of\nthe rest", "#CC79A7")},
+    "parameter norm": {"norm": ("", "#000000")},
+}
 
 
 def draw_dynamics(settings, rows, curves):
@@ -92,7 +93,7 @@ def draw_dynamics(settings, rows, curves):
     figure = Figure(figsize=(13, 9.5), layout="constrained")
     axes = figure.subplots(len(PANELS), len(DYNAMICS), sharex=True, sharey="row")
     for column, (lines, history) in zip(axes.T, cells(settings, rows, curves)):
-        for axis, (_, measures) in zip(column, PANELS):
+        for axis, measures in zip(column, PANELS.values()):
             for name, (text, color) in measures.items():
                 axis.plot(history["step"].T[1:], history[name].T[1:], color=color, lw=1.2, alpha=0.8)[0].set_label(text)
             axis.grid(alpha=0.25)
@@ -102,7 +103,7 @@ def draw_dynamics(settings, rows, curves):
         column[0].set_ylim(-0.03, 1.03)
         column[1].set_ylim(-0.03, 1.03)
         column[-1].set(xlabel="optimization step", xscale="log", xlim=(settings.steps / 1000, 1.2 * settings.steps))
-    for row, (label, measures) in zip(axes, PANELS):
+    for row, (label, measures) in zip(axes, PANELS.items()):
         row[0].set_ylabel(label)
         if len(measures) > 1:
             row[-1].legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
@@ -118,7 +119,7 @@ def draw_progression(settings, rows, curves):
     axes = figure.subplots(2, len(lines), sharex=True, sharey="row", squeeze=False)
     for i, line in enumerate(lines):
         steps = history["step"][i]
-        for name, (text, color) in PANELS[0][1].items():
+        for name, (text, color) in PANELS["accuracy"].items():
             axes[0, i].plot(steps, history[name][i], color=color, label=text)
         axes[1, i].plot(steps, history["norm"][i], color="#000000")
         axes[0, i].set_title(f"seed {line['seed']}: {line['dynamic']}", color=COLORS[line["dynamic"]])
@@ -141,9 +142,12 @@ def draw(settings, rows, curves):
 # claims
 
 
-def norm_change(steps, accuracy, norm):
-    """Relative change of the norm while validation accuracy rises from 1/10 to 9/10 of its best; None below FLOOR."""
-    if not accuracy.max() >= FLOOR:      # NaN too
+def norm_change(p, steps, accuracy, norm):
+    """Relative change of the norm while validation accuracy rises from 1/10 to 9/10 of its best.
+
+    None where the best is below FLOOR, or a tenth of it no more than guessing reaches, 1 / p.
+    """
+    if not accuracy.max() >= max(FLOOR, 10 / p):      # NaN too
         return None
     begin, end = (first_step(steps, accuracy, share * accuracy.max()) for share in (0.1, 0.9))
     return norm[steps == end][0] / norm[steps == begin][0] - 1
@@ -163,20 +167,24 @@ def judge(settings, rows, curves):
     found = dict(zip(DYNAMICS, cells(settings, rows, curves)))
     claims = []
     for expected, (lines, _) in found.items():
+        known = [line for line in lines if line["dynamic"] != "diverged"]
         claims.append(claim(f"fig 2: hidden {lines[0]['hidden']}, D {lines[0]['data']}", expected, count_dynamics(lines),
-                            majority(lines) == expected))
+                            majority(known) == expected if known else None))
     lines, history = found["progression"]
     starts = [first_step(*seed, FLOOR) for line, *seed in zip(lines, history["step"], history["val_acc_unmirrored"])
               if line["dynamic"] != "diverged"]
-    reached = sorted(step for step in starts if step is not None)
+    reached, never = sorted(step for step in starts if step is not None), starts.count(None)
+    latest = settings.steps if never else max(reached, default=0)
+    varies = reached and latest >= 2 * max(1, reached[0])      # a few seeds may start together by chance
     claims.append(claim(f"fig 5: when progression starts to generalize (validation {FLOOR}) varies twofold with the seed",
-                        "varies", f"steps {reached[0]} to {reached[-1]}" if reached else "not reached",
-                        None if len(reached) < 3 else reached[-1] >= 2 * max(1, reached[0])))
+                        "varies", f"steps {reached[0]} to {'more than ' * bool(never)}{latest}" if reached else "not reached",
+                        True if varies else False if len(reached) >= ENOUGH else None))
     claims.append(claim("fig 5: some seeds never start to generalize", "some",
-                        f"{starts.count(None)}/{len(starts)} had not by step {settings.steps}", None in starts or None))
+                        f"{never}/{len(starts)} had not by step {settings.steps}", True if reached and never else None))
     for name, paper in (("progression", "rises"), ("grokking", "falls")):
         history = found[name][1]
-        changes = [norm_change(*seed) for seed in zip(history["step"], history["val_acc_unmirrored"], history["norm"])]
+        seeds = zip(history["step"], history["val_acc_unmirrored"], history["norm"])
+        changes = [norm_change(settings.p, *seed) for seed in seeds]
         claims.append(verdict(f"fig 9: norm while validation rises, {name}", paper, changes, 0, paper == "rises", "{:+.1%}"))
     return claims + judge_circuits(found["grokking"][1])
 
@@ -199,8 +207,8 @@ def judge_circuits(history):
     early = verdict("grokking: the circuit reaches half of its largest share, in % of the steps to validation 0.5",
                     "before (inferred)", grown, 1, False, "{:.0%}")
     late = verdict("grokking: training accuracy without the circuit falls below 0.5, in % of the same steps",
-                   "after (inferred)", dropped, 1, True, "{:.0%}")
-    return [early, late | {"holds": None}]
+                   "after (inferred)", dropped, np.nan, True, "{:.0%}")      # without a bound: not judged
+    return [early, late]
 
 
 # phase: figure 1, measured
@@ -265,8 +273,8 @@ def critical_sizes(data, accuracy, seed=0):
 
     Where a logistic curve in D crosses the level, by least squares over a grid of curves; NaN where an accuracy is. Where
     accuracy jumps between two neighbours, many curves fit as well. So the estimate, the first, is a mean over the curves with
-    weight exp(-squared error / TOLERANCE), and each draw takes one of them with that probability. Curves may cross up to half
-    the range outside of data: then the result is no more than a bound.
+    weight exp(-squared error / TOLERANCE), and each draw takes one of them with that probability (with seed None, all are
+    estimates). Curves may cross up to half the range outside of data: then the result is no more than a bound.
     """
     span, spacing, levels = data[-1] - data[0], np.diff(data).min(), np.array(LEVELS)
     centres, widths = np.linspace(data[0] - span / 2, data[-1] + span / 2, 241), spacing * np.geomspace(0.02, 8, 10)
@@ -276,8 +284,11 @@ def critical_sizes(data, accuracy, seed=0):
     error = (fits**2).sum(1) - 2 * accuracy @ fits.T                                          # squared, less a constant
     weight = np.exp((error.min(-1, keepdims=True) - error) / TOLERANCE).cumsum(-1)            # (1 + draws, curves)
     weight /= weight[:, -1:]
-    drawn = (weight < np.random.default_rng(seed).random((len(weight), 1))).sum(-1).clip(max=len(fits) - 1)
-    sizes = np.concatenate([crossed @ np.diff(weight[0], prepend=0)[:, None], crossed[:, drawn[1:]]], -1)
+    estimates = weight if seed is None else weight[:1]
+    sizes = crossed @ np.diff(estimates, prepend=0).T
+    if seed is not None:
+        drawn = (weight[1:] < np.random.default_rng(seed).random((len(weight), 1))[1:]).sum(-1).clip(max=len(fits) - 1)
+        sizes = np.concatenate([sizes, crossed[:, drawn]], -1)
     return np.where(np.isnan(accuracy).any(-1), np.nan, sizes)
 
 
@@ -331,7 +342,8 @@ class Measured:
     """What the diagram is made of, at one step: the estimates in front, then their bootstrap draws."""
     hidden: np.ndarray          # (sizes,)
     data: np.ndarray            # (sizes of D,)
-    accuracy: np.ndarray        # validation accuracy, (sizes, 1 + draws, sizes of D)
+    values: np.ndarray          # validation accuracy of each seed, (sizes, sizes of D, seeds)
+    accuracy: np.ndarray        # its means, (sizes, 1 + draws, sizes of D)
     critical: dict              # {level: critical size (1 + draws, sizes)}
     capacity: np.ndarray        # memorization capacity in examples, accuracy on random labels times p*p (1 + draws, sizes)
 
@@ -341,16 +353,17 @@ class Measured:
         return self.capacity[0] > self.critical[0.5][0]
 
 
-def measured(settings, rows, curves, until=1.0, seeds=slice(None)):
-    """Both curves and the accuracies, at this share of the steps, the critical size from these seeds."""
+def measured(settings, rows, curves, until=1.0):
+    """Both curves and the accuracies, at this share of the steps."""
     hidden, data = np.array(sorted(set(settings.hidden))), np.array(sorted(set(settings.data)))
-    accuracy, capacity = [], []
+    values, accuracy, capacity = [], [], []
     for i, h in enumerate(hidden):
-        values = np.array([val_acc_at(rows, curves, until, experiment="plane", hidden=h, data=d)[seeds] for d in data])
-        accuracy.append(resampled_means(values, i, draws=1000))      # draws of its own
+        values.append([val_acc_at(rows, curves, until, experiment="plane", hidden=h, data=d) for d in data])
+        accuracy.append(resampled_means(np.array(values[i]), i, draws=1000))      # draws of its own
         capacity.append(resampled_means(most_known(rows, curves, h, until)[0], i, draws=1000))
     critical = np.stack([critical_sizes(data, each, i) for i, each in enumerate(accuracy)], -1)  # (levels, 1 + draws, sizes)
-    return Measured(hidden, data, np.stack(accuracy), dict(zip(LEVELS, critical)), np.stack(capacity, 1) * settings.p**2)
+    return Measured(hidden, data, np.array(values), np.stack(accuracy), dict(zip(LEVELS, critical)),
+                    np.stack(capacity, 1) * settings.p**2)
 
 
 def settled(rows, kind):
@@ -380,12 +393,7 @@ def cost_exponents(runs, draws=1000):
     return np.divide((weight * x * y).sum(1), squares, out=np.full(1 + draws, np.nan), where=squares > 1e-9)
 
 
-def halves(settings, rows, curves):
-    """What the even seeds measure, and what the odd ones do: the zones of each are held against the runs of the other."""
-    return [measured(settings, rows, curves, seeds=slice(part, None, 2)) for part in (0, 1)] if settings.seeds > 1 else []
-
-
-def curves_known(now):
+def both_known(now):
     """Whether both curves are known at every hidden size."""
     return np.isfinite(now.capacity[0] + now.critical[0.5][0]).all()
 
@@ -405,49 +413,74 @@ def zone(data, low, high, capacity):
     return "progression" if data > capacity else "ungrokking" if data < low else "semi-grokking" if data < high else "grokking"
 
 
+# the zones, held against runs that did not make them
+
+
+def halves(seeds, draws=200):
+    """Seeds divided in two, the even against the odd and then at random: (1 + draws, seeds) bool."""
+    even = np.arange(seeds) % 2 == 0
+    return np.concatenate([even[None], np.random.default_rng(0).permuted(np.tile(even, (draws, 1)), axis=1)])
+
+
 def observed(lines):
-    """The most frequent dynamic of these runs, of equals the one seen first; stalled is progression not there yet (figure 5)."""
+    """The most frequent dynamic of these runs, of equals the one seen first; stalled is progression not there yet (figure 5).
+
+    None where all diverged.
+    """
     seen = Counter("progression" if line["dynamic"] == "stalled" else line["dynamic"] for line in lines)
-    return seen.most_common(1)[0][0]
+    del seen["diverged"]
+    return seen.most_common(1)[0][0] if seen else None
 
 
-def half(lines, part):
-    """The runs of the even seeds (part 0), or of the odd ones (part 1)."""
-    return [line for line in lines if line["seed"] % 2 == part]
+def predictors(settings, rows, now):
+    """What predicts the dynamic of a cell from half of its seeds: {name: function(chosen seeds, index of hidden, D)}.
+
+    The zones of the plane, as the paper draws them; with mirrored pairs counted once; without the zone of semi-grokking, cut
+    at the critical size alone. And two that know no curves: the most frequent dynamic of that hidden size, and of that cell.
+    """
+    of_size, of_cell = by_cell(plane(rows), "hidden"), by_cell(plane(rows), "hidden", "data")
+    once = mirrored_once(now.capacity[0], settings.p)
+
+    @cache
+    def critical(chosen, i):
+        """The critical size at each of LEVELS of a hidden size, from these seeds."""
+        return dict(zip(LEVELS, critical_sizes(now.data, resampled_means(now.values[i][:, chosen], draws=0), None)[:, 0]))
+
+    def by_zone(capacity, low, high):
+        """The zone, between the curves of this capacity and of the critical size at these levels."""
+        return lambda chosen, i, d: zone(d, critical(chosen, i)[low], critical(chosen, i)[high], capacity[i])
+    return {"zones": by_zone(now.capacity[0], FLOOR, 0.9), "mirrored pairs counted once": by_zone(once, FLOOR, 0.9),
+            "without a zone of semi-grokking": by_zone(now.capacity[0], 0.5, 0.5),
+            "hidden size": lambda chosen, i, d: observed(of_seeds(of_size[now.hidden[i],], chosen)),
+            "the same cell": lambda chosen, i, d: observed(of_seeds(of_cell[now.hidden[i], d], chosen))}
 
 
-def by_halves(rows, now, predict):
-    """{(half of the seeds, hidden, D): (predicted, observed)} for each cell.
+def of_seeds(lines, chosen):
+    """The runs of these seeds."""
+    return [line for line in lines if line["seed"] in chosen]
 
-    predict(part, index of hidden, D) is the dynamic, or None; observed is the most frequent one of the other half.
+
+def predictions(rows, now, even, predict, both=True):
+    """{(part, hidden, D): (predicted, observed)} for each cell where both are known.
+
+    Predicted from the seeds where even is true (part 0), observed in the others; with both also the other way round (part 1).
     """
     pairs, runs = {}, by_cell(plane(rows), "hidden", "data")
-    for part in (0, 1):
+    parts = tuple(np.flatnonzero(even)), tuple(np.flatnonzero(~even))
+    for part in range(1 + both):
         for i, h in enumerate(now.hidden):
             for d in now.data:
-                predicted = predict(part, i, d) if len(runs[h, d]) > 1 else None
+                seen = observed(of_seeds(runs[h, d], parts[1 - part]))
+                predicted = predict(parts[part], i, d) if seen and parts[part] else None
                 if predicted:
-                    pairs[part, h, d] = predicted, observed(half(runs[h, d], 1 - part))
+                    pairs[part, h, d] = predicted, seen
     return pairs
 
 
-def zones(settings, rows, now, parts, once=False):
-    """{(half of the seeds, hidden, D): (predicted, observed)} for the zones that the curves of each half cut the plane into.
-
-    parts: what each half measures. once: mirrored pairs counted once.
-    """
-    capacity = mirrored_once(now.capacity[0], settings.p) if once else now.capacity[0]
-
-    def predict(part, i, d):
-        """The zone of a cell by the curves of a half."""
-        low, high = (parts[part].critical[level][0, i] for level in (FLOOR, 0.9))
-        return zone(d, low, high, capacity[i])
-    return by_halves(rows, now, predict)
-
-
-def share_right(pairs):
-    """The share of (predicted, observed) that agree; NaN of none."""
-    return np.mean([predicted == seen for predicted, seen in pairs] or np.nan)
+def share_right(pairs, cells):
+    """The share of these cells of pairs, {cell: (predicted, observed)}, in which both agree; NaN of none."""
+    both = [pairs[cell] for cell in cells if cell in pairs]
+    return np.mean([predicted == seen for predicted, seen in both] or np.nan)
 
 
 # places as text
@@ -460,11 +493,11 @@ def in_range(value, tried):
     return f"> {tried[-1]}" if value > tried[-1] else f"< {tried[0]}" if value < tried[0] else f"{value:.0f}"
 
 
-def bounded(draws, tried):
+def bounded(draws, tried, seeds):
     """'estimate [low, high]' of draws (1 + draws,), as bounds where they leave the range tried; of the draws that are known."""
     if np.isnan(draws[1:]).all():
         return in_range(draws[0], tried)
-    low, high = np.nanpercentile(draws[1:], [2.5, 97.5])
+    low, high = np.nanpercentile(draws[1:], ends(seeds))
     return "{} [{}, {}]".format(*(in_range(value, tried) for value in (draws[0], low, high)))
 
 
@@ -472,17 +505,17 @@ SURE = 0.95      # the share of the draws in which the curves must cross
 
 
 def crossing_place(settings, now, capacity):
-    """Where the critical size and a capacity cross, as text, and the share of the draws in which they do."""
+    """Where the critical size and a capacity cross, as text, with the share of the draws in which they do."""
     size, where = crossing(now.hidden, now.critical[0.5], capacity)
     share = np.isfinite(size[1:]).mean()
     if not np.isfinite(size[0]):
-        return "not in this range", share
+        return "not in this range"
     at = np.searchsorted(now.hidden, size[0])
     params, tried = (parameters(settings.run("addition", sizes, 1, 0)) for sizes in (size, now.hidden))      # of arrays of sizes
     bound = "" if within(now.critical[0.5], now.data)[at - 1:at + 1].all() else ", from a critical size out of range"
     seldom = f" ({share:.0%} of the draws)" if 0 < share < 1 else ""
-    return (f"d = {bounded(size, now.hidden)}, {bounded(params, tried)} parameters, "
-            f"D = {bounded(where, now.data)}{bound}{seldom}"), share
+    return (f"d = {bounded(size, now.hidden, settings.seeds)}, {bounded(params, tried, settings.seeds)} parameters, "
+            f"D = {bounded(where, now.data, settings.seeds)}{bound}{seldom}")
 
 
 # the figures of phase
@@ -541,7 +574,7 @@ def draw_diagram(settings, rows, now):
     axis.set_ylabel("training examples D", fontsize=13)
     axis.set_xticks(x, labels=map(str, now.hidden))
     axis.tick_params(labelsize=12)
-    place = f"d = {bounded(size, now.hidden)}, D = {bounded(where, now.data)}"
+    place = f"d = {bounded(size, now.hidden, settings.seeds)}, D = {bounded(where, now.data, settings.seeds)}"
     finding = f"The curves cross at {place}" if np.isfinite(size[1:]).mean() >= SURE else "Which circuit wins, measured"
     axis.set_title(f"{finding}\n(a + b) mod {settings.p} at step {settings.steps}; a cell is divided by its {settings.seeds} "
                    "seeds; thin lines: 95% interval; circles: crossings", fontsize=12)
@@ -580,7 +613,7 @@ def draw_critical(axis, settings, found):
              ylim=(None, then.data[-1] + np.diff(then.data)[-1] / 2))
 
 
-def draw_ungrokking(axis, settings, rows, curves):
+def draw_forgetting(axis, settings, rows, curves):
     """Validation accuracy of runs that go on with less data after half of their steps (Varma et al. 2023), a line per seed."""
     sizes = less_data(settings)
     colors = dict(zip(sizes, colormaps["viridis"](np.linspace(0, 0.8, len(sizes)))))
@@ -615,9 +648,9 @@ def draw_cost(axis, rows):
              title="What a circuit costs: norm against data, a line per hidden size")
 
 
-def draw_zones(axis, settings, rows, now, parts):
+def draw_zones(axis, settings, rows, now):
     """The zone that the curves of half the seeds predict against the dynamic of the others, in cells of the diagram."""
-    pairs = Counter(zones(settings, rows, now, parts).values())
+    pairs = Counter(predictions(rows, now, halves(settings.seeds)[0], predictors(settings, rows, now)["zones"]).values())
     count = np.array([[pairs[predicted, seen] for seen in DYNAMICS] for predicted in DYNAMICS])
     axis.imshow(count, cmap="Blues", vmax=1.5 * max(1, count.max()))
     for i, j in np.ndindex(count.shape):
@@ -625,7 +658,7 @@ def draw_zones(axis, settings, rows, now, parts):
     axis.set_xticks(range(len(DYNAMICS)), labels=DYNAMICS, fontsize=8)
     axis.set_yticks(range(len(DYNAMICS)), labels=DYNAMICS, fontsize=8, rotation=90, va="center")
     axis.set(xlabel="most frequent dynamic of the other half", ylabel="zone by the curves of one half of the seeds",
-             title="The zones are right in " + (f"{share_right(pairs.elements()):.0%} of the cells" if pairs else "no cell"))
+             title="The zones are right in " + (f"{np.trace(count) / count.sum():.0%} of the cells" if pairs else "no cell"))
 
 
 def draw_phase(settings, rows, curves):
@@ -637,8 +670,8 @@ def draw_phase(settings, rows, curves):
     draw_capacity(capacity, settings, found[1.0])
     draw_cost(cost, rows)
     draw_critical(critical, settings, found)
-    draw_ungrokking(ungrokking, settings, rows, curves)
-    draw_zones(agreement, settings, rows, found[1.0], halves(settings, rows, curves))
+    draw_forgetting(ungrokking, settings, rows, curves)
+    draw_zones(agreement, settings, rows, found[1.0])
     for axis in (accuracy, capacity, cost, critical, ungrokking):
         axis.grid(alpha=0.25)
         axis.legend(fontsize=8)
@@ -653,24 +686,23 @@ def draw_phase(settings, rows, curves):
 # the claims of phase
 
 
-def judge_critical(before, now):
+def judge_critical(settings, before, now):
     """Claims on the critical size (figure 3)."""
-    claims = []
+    claims, bounds = [], ends(settings.seeds)
     for h, middle, near in zip(now.hidden, now.critical[0.5].T, now.critical[0.9].T):
         claims.append(claim(f"fig 3: critical size at d = {h} (where accuracy is 0.5; 0.9)", "-",
-                            f"{bounded(middle, now.data)}; {bounded(near, now.data)}", None))
+                            f"{bounded(middle, now.data, settings.seeds)}; {bounded(near, now.data, settings.seeds)}", None))
     first = int(now.able.argmax())      # smaller models cannot memorize so much
-    ends = np.clip(now.critical[0.5][:, [first, -1]], now.data[0], now.data[-1])
-    fall, sure = ends[:, 0] - ends[:, 1], within(now.critical[0.5], now.data)
-    low, high = np.percentile(fall[1:], [2.5, 97.5])
-    bound = "" if sure[first] and sure[-1] else "at least "
+    inside = np.clip(now.critical[0.5][:, [first, -1]], now.data[0], now.data[-1])
+    fall, sure = inside[:, 0] - inside[:, 1], within(now.critical[0.5], now.data)
+    low, high = np.percentile(fall[1:], bounds)
+    bound = "" if sure[first] and sure[-1] else "about "      # beyond the range of D, its end is taken
+    found = f"by {bound}{with_interval(fall[0], low, high, '{:.0f}')} from d = {now.hidden[first]} to {now.hidden[-1]}"
     claims.append(claim("fig 3: the critical size falls with size, where the model can memorize so much", "falls",
-                        f"by {bound}{with_interval(fall[0], low, high, '{:.0f}')} "
-                        f"from d = {now.hidden[first]} to {now.hidden[-1]}",
-                        beyond(0, low, high, True) if now.able.any() else None))
+                        found if now.able.any() else "no size can", beyond(0, low, high, True) if now.able.any() else None))
     both = sure & within(before.critical[0.5], now.data)
     moved = (now.critical[0.5] / before.critical[0.5] - 1)[:, both]                           # (1 + draws, sizes)
-    low, high = np.percentile(moved[1:], [2.5, 97.5], axis=0)
+    low, high = np.percentile(moved[1:], bounds, axis=0)
     still, moving = (low > -0.02) & (high < 0.02), (low > 0.02) | (high < -0.02)
     changes = [f"{with_interval(*change, '{:+.0%}')} (d = {h})" for h, *change in zip(now.hidden[both], moved[0], low, high)]
     claims.append(claim("critical size: change over the second half of the steps", "(converged: 2%)",
@@ -704,7 +736,7 @@ def judge_paper_numbers(settings, rows, now):
     sizes &= within(now.critical[FLOOR], now.data) & within(now.critical[0.9], now.data)
     if sizes.any():
         span = (now.critical[0.9] - now.critical[FLOOR])[:, sizes].mean(1)
-        low, high = np.percentile(span[1:], [2.5, 97.5])
+        low, high = np.percentile(span[1:], ends(settings.seeds))
         sides = beyond(PAPER_SPAN / 2, low, high, True), beyond(2 * PAPER_SPAN, low, high, False)
         claims.append(claim(f"fig 3: D over which accuracy rises from {FLOOR} to 0.9, mean of d = "
                             f"{', '.join(map(str, now.hidden[sizes]))}", f"about {PAPER_SPAN}",
@@ -716,11 +748,12 @@ def judge_paper_numbers(settings, rows, now):
 def judge_capacity(settings, rows, curves, before, now):
     """Claims on the memorization capacity (figure 4), where it is below all pairs."""
     partly = now.capacity[0] < 0.99 * settings.p**2
-    rise, grown = np.diff(now.capacity[0])[partly[:-1]], now.capacity[0] / before.capacity[0].clip(1) - 1
+    rise, grown = np.diff(now.capacity)[1:, partly[:-1]], now.capacity[0] / before.capacity[0].clip(1) - 1
+    low, high = np.percentile(rise, ends(min(settings.seeds, settings.side_seeds)), axis=0)   # from each size to the next
     at = np.nanargmax(abs(grown)) if np.isfinite(grown).any() else 0
     claims = [claim("fig 4: memorization capacity rises with size", "rises",
                     ", ".join(f"{examples:.0f} (d = {h})" for h, examples in zip(now.hidden, now.capacity[0])),
-                    None if not len(rise) or np.isnan(rise).any() else (rise > 0).all()),
+                    False if (high <= 0).any() else True if len(low) and (low > 0).all() else None),
               claim("capacity: change over the second half of the steps", "(converged: 2%)",
                     f"{grown[at]:+.1%} at most (d = {now.hidden[at]})",
                     None if np.isnan(grown).any() else (abs(grown) < 0.02).all())]
@@ -736,75 +769,82 @@ def judge_capacity(settings, rows, curves, before, now):
 def judge_crossing(settings, now):
     """The claim of figure 1 that the two curves cross, once; the place also with mirrored pairs counted once.
 
-    Undecided where they do not cross at all: they may beyond the sizes tried.
+    Once, or otherwise: in as many draws as are SURE. Undecided where they do not cross at all: they may beyond the sizes tried.
     """
-    changes = np.diff(now.able)      # of which curve is above
-    crosses_once = changes.sum() == 1 and now.able[-1]
-    place, share = crossing_place(settings, now, now.capacity)
-    mirrored, _ = crossing_place(settings, now, mirrored_once(now.capacity, settings.p))
+    above = now.capacity > now.critical[0.5]                                                  # (1 + draws, sizes)
+    changes = np.diff(above).sum(1)
+    once = (changes == 1) & above[:, -1]
+    sure, otherwise = (both_known(now) and each[1:].mean() >= SURE for each in (once, (changes > 0) & ~once))
+    place, mirrored = (crossing_place(settings, now, each) for each in (now.capacity, mirrored_once(now.capacity, settings.p)))
     return [claim("fig 1: the two curves cross once", "once", f"{place}; mirrored pairs counted once: {mirrored}",
-                  None if not (curves_known(now) and changes.any()) or crosses_once and share < SURE else crosses_once)]
+                  True if sure else False if otherwise else None)]
 
 
-def judge_zones(settings, rows, now, parts):
-    """The claim of figure 1 that the zones hold what the paper says.
+def judge_zones(settings, rows, now):
+    """The claim of figure 1 that the zones hold what the paper says: those of half of the seeds against the runs of the rest.
 
-    The zones are those of one half of the seeds, and they are held against the runs of the other. Two simpler predictors
-    stand beside: the most frequent dynamic of the first half's runs of that hidden size, and of that very cell.
+    The estimate is of the even seeds against the odd, both ways. The interval is of random halves, one way: what varies from
+    one choice of half of the seeds to the next does so about as much as from one set of seeds to another.
     """
-    claims, of_size, of_cell = [], by_cell(plane(rows), "hidden"), by_cell(plane(rows), "hidden", "data")
-    by_size = by_halves(rows, now, lambda part, i, d: observed(half(of_size[(now.hidden[i],)], part)))
-    same_cell = by_halves(rows, now, lambda part, i, d: observed(half(of_cell[now.hidden[i], d], part)))
-    for which, once in (("", False), (", mirrored pairs counted once", True)):
-        pairs = zones(settings, rows, now, parts, once)
-        right, size_right, cell_right = (share_right([each[cell] for cell in pairs]) for each in (pairs, by_size, same_cell))
-        found = f"{right:.0%} of {len(pairs)} cells (hidden size {size_right:.0%}, the same cell {cell_right:.0%})"
+    claims, names = [], predictors(settings, rows, now)
+    divided = halves(settings.seeds)[:None if settings.seeds >= ENOUGH else 1]
+    found = [{name: predictions(rows, now, even, predict, both=i == 0) for name, predict in names.items()}
+             for i, even in enumerate(divided)]
+    for name, paper in (("zones", "all"), ("mirrored pairs counted once", "all"), ("without a zone of semi-grokking", "(all)")):
+        which = "" if name == "zones" else f", {name}"
+        right, by_size, by_same = np.array([[share_right(each, pairs[name]) for each in
+                                             (pairs[name], pairs["hidden size"], pairs["the same cell"])] for pairs in found]).T
+        known = both_known(now) and len(right) > 1
+        (low, high), (less, more) = (np.percentile(each[1:], [2.5, 97.5]) if known else (np.nan, np.nan)
+                                     for each in (right, right - by_size))
+        measured = (f"{with_interval(right[0], low, high, '{:.0%}')} of {len(found[0][name])} predictions "
+                    f"(hidden size {by_size[0]:.0%}, the same cell {by_same[0]:.0%})")
         claims.append(claim("fig 1: zones from half of the seeds predict the others' dynamic, in 3 of 4 cells and better "
-                            f"than the hidden size alone{which}", "all",
-                            found if pairs else "no zone is known from half of the seeds",
-                            right >= 0.75 and right > size_right if curves_known(now) and pairs else None))
+                            f"than the hidden size alone{which}", paper,
+                            measured if found[0][name] else "no zone is known from half of the seeds",
+                            True if low >= 0.75 and less > 0 else False if high < 0.75 or more <= 0 else None))
         for kind in DYNAMICS:
-            seen = Counter(seen for predicted, seen in pairs.values() if predicted == kind)
-            found = ", ".join(f"{name} {count}" for name, count in seen.most_common()) or "no cell"
-            claims.append(claim(f"in the zone of {kind}{which}", kind, found, None))
+            seen = Counter(seen for predicted, seen in found[0][name].values() if predicted == kind)
+            text = ", ".join(f"{each} {count}" for each, count in seen.most_common())
+            if text or name == "zones":
+                claims.append(claim(f"in the zone of {kind}{which}", kind, text or "no cell", None))
     return claims
 
 
-def judge_double_descent(rows, now):
+def judge_double_descent(settings, rows, now):
     """The prediction from the two curves alone: double descent for D below the crossing, and none above.
 
     Not for D below the critical size of the largest model either: there accuracy does not come back.
     """
     _, where = crossing(now.hidden, now.critical[0.5], now.capacity)
-    if not np.isfinite(where[0]) or np.isnan(where[1:]).all():
+    if not np.isfinite(where[0]) or np.isfinite(where[1:]).mean() < SURE:
         return [claim("double descent for D below the crossing, not above", "-", "where the curves cross is not known", None)]
-    (low, high), largest = np.nanpercentile(where[1:], [2.5, 97.5]), now.critical[0.5][:, -1]
-    returns = np.percentile(largest[1:], 97.5)      # the D above which the largest model surely generalizes
+    (low, high), largest = np.nanpercentile(where[1:], ends(settings.seeds)), now.critical[0.5][:, -1]
+    returns = np.percentile(largest[1:], ends(settings.seeds)[1])      # the D above which the largest model surely generalizes
     expected = {d: "dip" if returns < d < low else "no dip" if d > high else None for d in now.data}
     seen = {d: dip_interval(size_curve(plane(rows), "addition", d)[1])[4] for d in now.data}
     tested = {d: seen[d] == expected[d] for d in now.data if expected[d] and seen[d] != "undecided"}
     both = {expected[d] for d in tested} == {"dip", "no dip"}
     paper, found = (", ".join(f"{d}: {dip}" for d, dip in each.items() if dip) or "-" for each in (expected, seen))
-    return [claim(f"double descent for D from {bounded(largest, now.data)} (critical size of the largest model) to "
-                  f"{bounded(where, now.data)} (crossing), not above", paper, found,
+    return [claim(f"double descent for D from {bounded(largest, now.data, settings.seeds)} (critical size of the largest "
+                  f"model) to {bounded(where, now.data, settings.seeds)} (crossing), not above", paper, found,
                   False if False in tested.values() else True if both else None)]
 
 
 def judge_cost(rows):
     """Claims on what the two circuits cost (paper section 3), with the parameter norm at the last step as the cost."""
     def exponent(kind):
-        """The exponent of the norm in D of the runs of a dynamic, its 95% interval, and all of it as text."""
+        """The 95% interval of the exponent of the norm in D of the runs of a dynamic, and all of it as text."""
         runs = settled(rows, kind)
         draws = cost_exponents(runs)
         if not np.isfinite(draws).all():
-            return np.nan, np.nan, np.nan, "too few runs"
+            return np.nan, np.nan, "too few runs"
         low, high = np.percentile(draws[1:], [2.5, 97.5])
-        return draws[0], low, high, f"{with_interval(draws[0], low, high)}, n = {len(runs)}"
-    memorizing, low, high, found = exponent("ungrokking")
-    claims = [claim("cost of memorizing more examples: exponent k in norm ~ D^k", "rises", found, beyond(0, low, high, True))]
-    _, low, high, found = exponent("grokking")
-    stays = max(-low, high) < memorizing / 2      # surely within half of the exponent of memorizing
-    moves = beyond(0, low, high, True) is not None
+        return low, high, f"{with_interval(draws[0], low, high)}, n = {len(runs)}"
+    least, most, found = exponent("ungrokking")
+    claims = [claim("cost of memorizing more examples: exponent k in norm ~ D^k", "rises", found, beyond(0, least, most, True))]
+    low, high, found = exponent("grokking")
+    stays, moves = max(-low, high) < least / 2, max(low, -high) > most / 2      # surely within half of that of memorizing, or not
     claims.append(claim("cost of generalizing more examples: exponent k in norm ~ D^k, runs that grokked by half of the steps",
                         "stays", found, True if stays else False if moves else None))
     less = []
@@ -816,11 +856,11 @@ def judge_cost(rows):
                              less, 0, False, "{:+.0%}")]
 
 
-def judge_ungrokking(settings, rows, curves, now):
+def judge_forgetting(settings, rows, curves, now):
     """Claims of Varma et al. 2023: a grokked run forgets on fewer examples than the critical size, and not on more."""
     claims, at = [], np.flatnonzero(now.hidden == settings.ungrok_hidden)
     critical = now.critical[0.5][:, at[0]] if len(at) else np.full(2, np.nan)
-    least, most = np.percentile(critical[1:], [2.5, 97.5])
+    least, most = np.percentile(critical[1:], ends(settings.seeds))
     for less in less_data(settings):
         before, after = (val_acc_at(rows, curves, until, experiment="ungrokking", data=less) for until in (0.5, 1))
         mean, low, high = interval(after)
@@ -831,7 +871,8 @@ def judge_ungrokking(settings, rows, curves, now):
         elif most <= now.data[-1] and less > most:
             expected = "keeps"
         holds = beyond(0.5, low, high, expected == "keeps") if expected and before.mean() >= 0.9 else None
-        claims.append(claim(f"grokked on D = {max(now.data)}, then D = {less} (critical size {bounded(critical, now.data)})",
+        claims.append(claim(f"grokked on D = {max(now.data)}, then D = {less} "
+                            f"(critical size {bounded(critical, now.data, settings.seeds)})",
                             f"(Varma et al.: {expected})" if expected else "-", text, holds))
     return claims
 
@@ -839,10 +880,10 @@ def judge_ungrokking(settings, rows, curves, now):
 def judge_phase(settings, rows, curves):
     """The paper's claims on figures 1, 3 and 4, on what the circuits cost, and the true ungrokking."""
     before, now = (measured(settings, rows, curves, until) for until in (0.5, 1.0))
-    return [*judge_critical(before, now), *judge_paper_numbers(settings, rows, now),
+    return [*judge_critical(settings, before, now), *judge_paper_numbers(settings, rows, now),
             *judge_capacity(settings, rows, curves, before, now), *judge_cost(rows), *judge_crossing(settings, now),
-            *judge_zones(settings, rows, now, halves(settings, rows, curves)), *judge_double_descent(rows, now),
-            *judge_ungrokking(settings, rows, curves, now)]
+            *judge_zones(settings, rows, now), *judge_double_descent(settings, rows, now),
+            *judge_forgetting(settings, rows, curves, now)]
 
 
 def main():

@@ -31,7 +31,7 @@ import common
 import double_descent
 import emergence
 import grok
-from common import Population, Run, Transformer
+from common import Dataset, Run, Transformer
 
 signal.signal(signal.SIGINT, signal.default_int_handler)      # begun in the background, a process ignores it
 HERE = Path(__file__).parent
@@ -98,7 +98,7 @@ def test_labels_and_tokens():
 def test_split_is_disjoint_nested_and_the_seeds_own():
     small, large = common.train_pairs(runs_of(1)[0]), common.train_pairs(runs_of(1, data=80)[0])
     assert (small == large[:50]).all() and len(large.unique()) == 80
-    data = Population(runs_of(3), "cpu")
+    data = Dataset(runs_of(3), "cpu")
     assert (data.train.sum(1) == 50).all() and not (data.train & data.val).any() and (data.train | data.val).all()
     assert (data.train[0] != data.train[1]).any() and (data.train[1] != data.train[2]).any()
     pairs = data.inputs.tokens[..., 0] * 11 + data.inputs.tokens[..., 1]
@@ -139,7 +139,7 @@ class Textbook(torch.nn.Module):
     {}, {"layers": 3}, {"memorize": 20, "hidden": 12}, {"layers": 2, "operator": True, "heads": 2}])
 def test_population_equals_textbook_in_float64(settings):
     runs = runs_of(3, **settings)
-    data, model = Population(runs, "cpu"), Transformer(runs).double()
+    data, model = Dataset(runs, "cpu"), Transformer(runs).double()
     logits = model(data.inputs)
     common.training_loss(logits, data.labels, "float32").backward()
     for i, run in enumerate(runs):
@@ -157,7 +157,7 @@ def test_a_run_trains_in_a_population_as_alone():
     runs = runs_of(4, p=13, data=80)
     models = []
     for group in (runs, runs[2:3]):
-        data, model = Population(group, "cpu"), Transformer(group)
+        data, model = Dataset(group, "cpu"), Transformer(group)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1.0, fused=True)
         step = common.training_step(model, optimizer, data, False)
         for _ in range(60):
@@ -170,7 +170,7 @@ def test_a_run_trains_in_a_population_as_alone():
 @pytest.mark.parametrize("longest", [None, 1, 3])
 def test_look_up_equals_embedding_sum(longest):
     runs = runs_of(2)
-    inputs = common.Inputs(Population(runs, "cpu").inputs.tokens, runs[0], longest)
+    inputs = common.Inputs(Dataset(runs, "cpu").inputs.tokens, runs[0], longest)
     table = torch.randn(2 * 2 * 12, 5, dtype=torch.double)
     results = []
     for look in (lambda t: common.LookUp.apply(t, inputs.index, *inputs.inverse),
@@ -194,7 +194,7 @@ def test_gradients_written_by_hand_equal_numerical_ones():
 def test_attention_by_table_survives_scores_far_apart():
     """Scores 60 apart in a head, as seen in training, once overflowed in the backward pass."""
     runs = runs_of(2)
-    data, model = Population(runs, "cpu"), Transformer(runs)
+    data, model = Dataset(runs, "cpu"), Transformer(runs)
     with torch.no_grad():
         model.blocks[0].query.mul_(12)
         model.blocks[0].key.mul_(12)
@@ -207,7 +207,7 @@ def test_attention_by_table_survives_scores_far_apart():
 
 def test_no_gradient_of_a_task_reaches_the_other_half_of_a_split_layer():
     runs = runs_of(2, memorize=30, split=True)
-    data, model = Population(runs, "cpu"), Transformer(runs)
+    data, model = Dataset(runs, "cpu"), Transformer(runs)
     logits = model(data.inputs)
     torch.testing.assert_close(logits, model(data.inputs, textbook=True), rtol=1e-4, atol=1e-5)
     addition = F.cross_entropy(logits[:, :50].flatten(0, 1), data.labels[:, :50].flatten())
@@ -223,7 +223,7 @@ def test_no_gradient_of_a_task_reaches_the_other_half_of_a_split_layer():
 
 def test_loss_starts_at_ln_p():
     runs = runs_of(4, p=113, hidden=32, data=3000)
-    measures = common.evaluate(Transformer(runs), Population(runs, "cpu"))
+    measures = common.evaluate(Transformer(runs), Dataset(runs, "cpu"))
     assert (measures["train_loss"] - math.log(113)).abs().max() < 0.5
 
 
@@ -244,7 +244,7 @@ def test_a_compiled_step_equals_the_plain_one(more, monkeypatch):
     def trained(compiled):
         runs = runs_of(2, **more)
         model = Transformer(runs)
-        step = common.training_step(model, torch.optim.SGD(model.parameters(), 0.1), Population(runs, "cpu"), compiled)
+        step = common.training_step(model, torch.optim.SGD(model.parameters(), 0.1), Dataset(runs, "cpu"), compiled)
         for _ in range(3):
             step()
         return torch.cat([w.detach().flatten() for w in model.parameters()])
@@ -254,7 +254,7 @@ def test_a_compiled_step_equals_the_plain_one(more, monkeypatch):
 def test_measures_are_of_the_pairs_that_they_name():
     runs = runs_of(3, p=7, data=20)
     model = Transformer(runs)
-    measures = common.evaluate(model, Population(runs, "cpu"))
+    measures = common.evaluate(model, Dataset(runs, "cpu"))
     for i, run in enumerate(runs):
         trained = [divmod(pair, 7) for pair in common.train_pairs(run).tolist()]
         pairs = [(a, b) for a in range(7) for b in range(7)]
@@ -272,7 +272,7 @@ def test_measures_are_of_the_pairs_that_they_name():
 
 def test_norm_and_accuracy_on_the_memorization():
     runs = runs_of(2, memorize=20)
-    model, data = Transformer(runs), Population(runs, "cpu")
+    model, data = Transformer(runs), Dataset(runs, "cpu")
     with torch.no_grad():
         measures, hit = common.evaluate(model, data), (model(data.inputs).argmax(-1) == data.labels).float()
         weights = torch.cat([w.flatten(1) for w in model.parameters()], 1)
@@ -298,7 +298,7 @@ def test_the_settings_of_a_run_reach_its_training(monkeypatch):
 
 def test_tf32_is_of_the_step_and_not_of_the_evaluation():
     runs = runs_of(1, precision="tf32")
-    model, data = Transformer(runs), Population(runs, "cpu")
+    model, data = Transformer(runs), Dataset(runs, "cpu")
     common.training_step(model, torch.optim.SGD(model.parameters()), data, False)()
     assert torch.get_float32_matmul_precision() == "high"
     common.evaluate(model, data)
@@ -320,7 +320,7 @@ def test_bfloat16_only_when_asked_and_close_and_not_in_the_loss(monkeypatch):
 
 def test_a_run_goes_on_with_less_data_and_its_validation_pairs_were_never_trained_on(tmp_path, monkeypatch):
     runs = runs_of(2, data=40, first_data=70, steps=40)
-    data = Population(runs, "cpu")
+    data = Dataset(runs, "cpu")
     assert (data.train.sum(1) == 40).all() and not (data.val & common.trained(replace(runs[0], data=70))[None]).any(1)[0]
     whole, first = common.train(runs, "cpu"), common.train(runs_of(2, data=70, steps=40), "cpu")
     shared = whole["step"][0] <= 20
@@ -363,7 +363,7 @@ def no_gpu(monkeypatch):
 
 def step_of(runs):
     """A training step of a population, its optimizer, and a weak reference to its data."""
-    data, model = Population(runs, "cpu"), Transformer(runs)
+    data, model = Dataset(runs, "cpu"), Transformer(runs)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     return common.training_step(model, optimizer, data, False), optimizer, weakref.ref(data)
 
@@ -424,7 +424,7 @@ def test_a_diverging_run_spoils_no_other(monkeypatch):
 def test_circuit_share_of_known_mixtures(task, shares):
     """Of a perfect circuit and a table of random labels, in a proportion of variance of each run's own."""
     p, share = 47, torch.tensor(shares)[:, None, None]
-    data = Population(runs_of(3, task=task, p=p, hidden=4, data=p * p // 3), "cpu")
+    data = Dataset(runs_of(3, task=task, p=p, hidden=4, data=p * p // 3), "cpu")
     draw = torch.Generator().manual_seed(0)
     perfect = F.one_hot(data.answers, p) + 1e-4 * torch.randn(3, p * p, p, generator=draw)
     noise = F.one_hot(torch.randint(p, (3, p * p), generator=draw), p).float()
@@ -438,7 +438,7 @@ def test_circuit_share_of_known_mixtures(task, shares):
 
 def test_relabelled_numbers_hide_no_circuit_and_make_none():
     run = Run("addition", 31, 4, 300, 5, 1, 1e-3, 0)
-    data = Population([run], "cpu")
+    data = Dataset([run], "cpu")
     shuffled = data.answers[:, torch.randperm(31 * 31, generator=torch.Generator().manual_seed(0))]
     data.unmirrored = data.unmirrored | True
     assert common.circuits(F.one_hot(shuffled, 31).float(), data)["circuit_share"] < 0.01
@@ -447,7 +447,7 @@ def test_relabelled_numbers_hide_no_circuit_and_make_none():
 
 def test_memorizing_part_leaks_nothing_into_the_circuit():
     run = Run("addition", 31, 4, 400, 5, 1, 1e-3, 0)
-    data = Population([run], "cpu")
+    data = Dataset([run], "cpu")
     labels = common.answers(replace(run, task="random"))[None]
     known = data.train | data.train.view(-1, 31, 31).mT.flatten(1)
     memorized = F.one_hot(torch.where(known, data.answers, labels), 31).float()
@@ -466,7 +466,7 @@ def test_fourier_concentration():
 
 def test_squared_circuit_with_a_sum_that_no_validation_pair_has():
     run = Run("squared_addition", 11, 4, 40, 0, 1, 1e-3, 0)
-    data = Population([run], "cpu")
+    data = Dataset([run], "cpu")
     data.unmirrored[:, [a * 11 + (3 - a) % 11 for a in range(11)]] = False
     measures = common.circuits(F.one_hot(data.answers, 11).float(), data)
     assert measures["circuit_share"] == pytest.approx(1) and measures["circuit_margin"] == pytest.approx(1)
@@ -530,10 +530,13 @@ def test_when_progression_starts_can_come_out_either_way():
     names = ("train_acc", "val_acc_unmirrored", "norm", "circuit_share", "memory_acc")
     curves = {name: np.ones((3, 3)) for name in names} | {"step": steps}
     history = {name: np.tile(values, (4, 1)) for name, values in curves.items()}
-    settings = replace(grok.PRESETS["quick"], hidden=(4, 8, 12, 16), data=(40,) * 4)
+    settings = replace(grok.PRESETS["quick"], hidden=(4, 8, 12, 16), data=(40,) * 4, steps=10)
     rows = [{"hidden": hidden, "data": 40, "dynamic": "progression"} for hidden in settings.hidden for _ in range(3)]
+    many = {name: np.repeat(values, 2, axis=0) for name, values in history.items()}
+    starts, = (c for c in grok.judge(settings, np.repeat(rows, 2).tolist(), many) if "varies twofold" in c["claim"])
+    assert starts["holds"] is False
     starts, = (c for c in grok.judge(settings, rows, history) if "varies twofold" in c["claim"])
-    assert starts["measured"] == "steps 0 to 0" and starts["holds"] is False
+    assert starts["measured"] == "steps 0 to 0" and starts["holds"] is None      # a few seeds may start together by chance
     rows[0]["dynamic"], history["val_acc_unmirrored"][0] = "diverged", np.nan      # not a run that has yet to start
     never, = (c for c in grok.judge(settings, rows, history) if "never start" in c["claim"])
     assert never["measured"].startswith("0/2") and never["holds"] is None
@@ -541,15 +544,23 @@ def test_when_progression_starts_can_come_out_either_way():
     starts, = (c for c in grok.judge(settings, rows, history) if "varies twofold" in c["claim"])
     assert starts["measured"] == "steps 0 to 10" and starts["holds"] is True
     history["val_acc_unmirrored"][0] = 0
-    never, = (c for c in grok.judge(settings, rows, history) if "never start" in c["claim"])
+    starts, never = (c for c in grok.judge(settings, rows, history) if c["claim"].startswith("fig 5"))
+    assert starts["measured"] == "steps 0 to more than 10" and starts["holds"] is True
     assert never["measured"].startswith("1/3") and never["holds"] is True
+    history["val_acc_unmirrored"][:] = 0      # none has started: too few steps, or a setting that does not learn
+    starts, never = (c for c in grok.judge(settings, rows, history) if c["claim"].startswith("fig 5"))
+    assert (starts["measured"], starts["holds"], never["holds"]) == ("not reached", None, None)
+    for line in rows:
+        line["dynamic"] = "diverged"
+    assert not any(c["holds"] for c in grok.judge(settings, rows, history))
+    assert {c["holds"] for c in grok.judge(settings, rows, history) if c["claim"].startswith("fig 2")} == {None}
 
 
 def test_norm_change_over_the_rise():
     steps, norm = np.arange(5), np.array([5.0, 8, 8, 6, 5])
-    assert grok.norm_change(steps, np.array([0, 0, 0.2, 1, 1]), norm) == pytest.approx(-0.25)
-    for unknown in (np.zeros(5), np.array([0, 0.5, np.nan, 1, 1])):
-        assert grok.norm_change(steps, unknown, norm) is None
+    assert grok.norm_change(59, steps, np.array([0, 0, 0.2, 1, 1]), norm) == pytest.approx(-0.25)
+    for unknown in (np.zeros(5), np.array([0, 0.5, np.nan, 1, 1]), np.array([0, 0, 0.02, 0.16, 0.16])):      # 0.016 is guessing
+        assert grok.norm_change(59, steps, unknown, norm) is None
 
 
 def grokked(circuit_at, dropped_at, jump_at=60, steps=100):
@@ -656,7 +667,7 @@ def test_critical_size_of_made_up_data():
     low, _, high = critical(np.tile([[0], [0], [0], [1], [1], [1], [1]], (1, 3)))[:, 0]
     assert 400 < low < high < 500
     assert np.isnan(critical(np.full((7, 3), np.nan))).all() and np.isnan(critical(np.ones((7, 2)))[half, 1:]).all()
-    assert grok.bounded(np.full(1001, 900.0), data) == "> 800 [> 800, > 800]"
+    assert grok.bounded(np.full(1001, 900.0), data, 3) == "> 800 [> 800, > 800]"
 
 
 @pytest.mark.parametrize("known, width", [(930, 5), (1050, 20), (1100, 80), (1350, 60)])
@@ -742,6 +753,11 @@ def made_up_plane(agree, diverged=(), seeds=3):
     return settings, rows, curves
 
 
+def zones(settings, rows, now):
+    """The cells that the paper's zones predict, from the even seeds and from the odd."""
+    return grok.predictions(rows, now, grok.halves(settings.seeds)[0], grok.predictors(settings, rows, now)["zones"])
+
+
 def test_no_zone_where_a_curve_is_not_known():
     assert grok.zone(500, math.nan, math.nan, 600) is None and grok.zone(500, 350, 450, math.nan) is None
     settings, rows, curves = made_up_plane(True, seeds=4)
@@ -749,25 +765,49 @@ def test_no_zone_where_a_curve_is_not_known():
         if line["experiment"] == "plane" and (line["hidden"], line["data"], line["seed"] % 2) == (8, 400, 0):
             curves["val_acc_unmirrored"][i] = np.nan
     now = grok.measured(settings, rows, curves)
-    pairs = grok.zones(settings, rows, now, grok.halves(settings, rows, curves))
-    assert grok.curves_known(now) and len(pairs) == 2 * 16 - 4      # of the even seeds no zone at hidden 8
+    assert grok.both_known(now) and len(zones(settings, rows, now)) == 2 * 16 - 4      # of the even seeds no zone at hidden 8
     claims = [c for c in grok.judge_phase(settings, rows, curves) if "predict the others" in c["claim"]]
-    assert all("of 28 cells" in c["measured"] for c in claims)
+    assert len(claims) == 3 and all("of 28 predictions" in c["measured"] for c in claims)
 
 
 def test_zones_are_held_against_the_other_half_of_the_seeds():
-    settings, rows, curves = made_up_plane(True, seeds=4)
-    now, parts = grok.measured(settings, rows, curves), grok.halves(settings, rows, curves)
-    cell = 0, 8, 300      # ungrokking, as long as 300 examples are less than the capacity
-    assert [grok.zones(settings, rows, now, parts, once)[cell][0] for once in (False, True)] == ["ungrokking", "progression"]
+    settings, rows, curves = made_up_plane(True, seeds=8)
+    now = grok.measured(settings, rows, curves)
+    names = {name: grok.predictions(rows, now, grok.halves(8)[0], predict)[0, 8, 300]
+             for name, predict in grok.predictors(settings, rows, now).items()}
+    assert {name: predicted for name, (predicted, _) in names.items()} == {
+        "zones": "ungrokking", "without a zone of semi-grokking": "ungrokking", "mirrored pairs counted once": "progression",
+        "hidden size": "ungrokking", "the same cell": "ungrokking"}      # 300 is below the capacity, above it with pairs once
     for line in grok.plane(rows):
         line["dynamic"] = "stalled" if line["seed"] % 2 else "grokking"
-    seen = {(part, seen) for (part, *_), (_, seen) in grok.zones(settings, rows, now, parts).items()}
+    seen = {(part, seen) for (part, *_), (_, seen) in zones(settings, rows, now).items()}
     assert seen == {(0, "progression"), (1, "grokking")}
     now.capacity[:] = 10
     for line in grok.plane(rows):
         line["dynamic"] = "progression"      # which the hidden size alone tells as well
-    assert grok.judge_zones(settings, rows, now, parts)[0]["holds"] is False
+    assert grok.judge_zones(settings, rows, now)[0]["holds"] is False
+    assert grok.judge_zones(replace(settings, seeds=4), rows, now)[0]["holds"] is None      # a few seeds do not tell
+    for line in grok.plane(rows):
+        line["dynamic"] = "diverged"
+    assert not zones(settings, rows, now)
+
+
+def test_halves_are_halves():
+    for seeds in (1, 2, 3, 11):
+        halves = grok.halves(seeds, draws=50)
+        assert halves.shape == (51, seeds) and (halves.sum(1) == math.ceil(seeds / 2)).all()
+        assert halves[0].tolist() == [i % 2 == 0 for i in range(seeds)]
+    assert len(np.unique(halves, axis=0)) > 40
+
+
+def test_a_close_comparison_of_predictors_is_open():
+    """In a quarter of the cells the zones are right for some seeds and not for others, and so is the hidden size."""
+    settings, rows, curves = made_up_plane(True, seeds=11)
+    for line in grok.plane(rows):
+        if line["hidden"] in (8, 32):
+            line["dynamic"] = ("grokking", "ungrokking")[(line["seed"] * 7 + line["data"] // 100) % 11 < 5]
+    claims = grok.judge_zones(settings, rows, grok.measured(settings, rows, curves))
+    assert "[" in claims[0]["measured"] and claims[0]["holds"] is None
 
 
 def test_the_diagram_has_its_cells_where_they_belong():
@@ -785,16 +825,21 @@ def test_where_the_diagram_predicts_double_descent(dips_at, holds):
     for line in grok.plane(rows):
         shape = (0.7, 0.0, 0.0, 1.0) if line["data"] in dips_at else (0.3, 0.7, 0.9, 1.0)
         line["val_acc_unmirrored"] = shape[settings.hidden.index(line["hidden"])]
-    dips, = grok.judge_double_descent(rows, grok.measured(settings, rows, curves))
+    dips, = grok.judge_double_descent(settings, rows, grok.measured(settings, rows, curves))
     assert dips["paper"] == "400: dip, 500: dip, 600: no dip" and dips["holds"] is holds
 
 
 def test_no_double_descent_is_predicted_where_the_curves_do_not_cross():
     settings, rows, curves = made_up_plane(True)
     now = grok.measured(settings, rows, curves)
+    crossed = now.capacity.copy()
     now.capacity[0] = 1
-    dips, = grok.judge_double_descent(rows, now)
+    dips, = grok.judge_double_descent(settings, rows, now)
     assert dips["holds"] is None and "nan" not in dips["claim"] + dips["measured"]
+    now.capacity[:] = 1
+    now.capacity[:50] = crossed[:50]      # nor where they do in a few of the draws
+    dips, = grok.judge_double_descent(settings, rows, now)
+    assert dips["holds"] is None and dips["measured"] == "where the curves cross is not known"
 
 
 FALLS = "fig 3: the critical size falls with size, where the model can memorize so much"
@@ -806,7 +851,7 @@ PREDICT = ("fig 1: zones from half of the seeds predict the others' dynamic,"
 
 def test_the_framework_can_come_out_either_way():
     for agree in (True, False):
-        claims = {c["claim"]: c["holds"] for c in grok.judge_phase(*made_up_plane(agree))}
+        claims = {c["claim"]: c["holds"] for c in grok.judge_phase(*made_up_plane(agree, seeds=6))}
         assert claims[FALLS] is (True if agree else None)      # else no size memorizes so much
         assert claims[RISES] is agree and claims[PREDICT] is agree
         assert claims[CROSS] is (True if agree else None)      # else not in this range
@@ -824,9 +869,20 @@ def test_the_curves_can_move_the_other_way():
     now.capacity[:] = 10_000
     assert grok.judge_crossing(settings, now)[0]["holds"] is None      # never below
     now.critical = {level: sizes[:, ::-1] for level, sizes in now.critical.items()}
-    assert {c["claim"]: c["holds"] for c in grok.judge_critical(now, now)}[FALLS] is False
+    assert {c["claim"]: c["holds"] for c in grok.judge_critical(settings, now, now)}[FALLS] is False
     now.capacity[:, -1] = 10
     assert grok.judge_crossing(settings, now)[0]["holds"] is False
+    now.capacity[1:500, -1] = 10_000      # in half of the draws they do not cross
+    assert grok.judge_crossing(settings, now)[0]["holds"] is None
+
+
+def test_curves_that_may_touch_more_than_once_leave_the_crossing_open():
+    settings, rows, curves = made_up_plane(True)
+    now = grok.measured(settings, rows, curves)
+    random = np.random.default_rng(0)
+    now.capacity[:, 1:3] = now.critical[0.5][:, 1:3] + random.normal(0, 60, (len(now.capacity), 2))
+    now.capacity[0, 1:3] = now.critical[0.5][0, 1:3] + (1, -1)      # the estimates cross three times, most draws once
+    assert grok.judge_crossing(settings, now)[0]["holds"] is None
 
 
 def test_a_phase_diagram_with_diverged_runs_is_drawn_and_judged_where_it_can_be():
@@ -858,10 +914,10 @@ def test_where_the_critical_size_is_not_known_nothing_is_foretold():
     settings = replace(settings, ungrok_data=(360,))
     rows = [{**line, "data": 360} if line["experiment"] == "ungrokking" else line for line in rows]
     now = grok.measured(settings, rows, curves)
-    near, = grok.judge_ungrokking(settings, rows, curves, now)
+    near, = grok.judge_forgetting(settings, rows, curves, now)
     assert near["paper"] == "-" and near["holds"] is None
     now.capacity[:] = 10
-    assert {c["claim"]: c["holds"] for c in grok.judge_critical(now, now)}[FALLS] is None
+    assert {c["claim"]: c["holds"] for c in grok.judge_critical(settings, now, now)}[FALLS] is None
 
 
 def test_phase_goes_on_with_less_data_only():
@@ -877,15 +933,15 @@ def test_the_numbers_of_figure_3_are_compared(shift, span, step, holds):
     rows = [{"experiment": "plane", "hidden": h, "data": d, "val_acc_unmirrored": np.clip(0.5 + (d - at) / span, 0, 1),
              "memorized_at": step, "steps": 10000} for h, at in middle.items() for d in data for _ in range(3)]
     critical = {level: np.tile([at + (level - 0.5) * span for at in middle.values()], (5, 1)) for level in grok.LEVELS}
-    now = grok.Measured(np.array([32, 64]), data, None, critical, None)
+    now = grok.Measured(np.array([32, 64]), data, None, None, critical, None)
     assert [c["holds"] for c in grok.judge_paper_numbers(grok.PLANES["paper"], rows, now)] == holds
     assert not grok.judge_paper_numbers(grok.PLANES["small"], rows, now)
 
 
 def test_one_seed_has_no_halves():
     claims = {c["claim"]: c for c in grok.judge_phase(*made_up_plane(True, seeds=1))}
-    zones, = (c for name, c in claims.items() if "in 3 of 4 cells" in name and "mirrored" not in name)
-    assert zones["holds"] is None and "nan" not in zones["measured"]
+    judged = claims[PREDICT]
+    assert judged["holds"] is None and "nan" not in judged["measured"]
 
 
 @pytest.mark.parametrize("kind, exponent", [("ungrokking", 0.5), ("grokking", 0.0)])
@@ -1153,9 +1209,9 @@ def test_the_place_of_a_dip_is_known_to_the_sizes_beside_it(place, sizes, holds)
     rows = [{"task": task, "data": data, "hidden": h, "val_acc_unmirrored": 0.01 * seed if h == place else 0.8}
             for task, data in double_descent.PAPER_PLACES for h in settings.hidden for seed in range(6)]
     found = {which: ("dip", "") for which in double_descent.PAPER_PLACES}
-    claims = double_descent.judge_places(settings, rows, found)
+    claims = double_descent.judge_places(rows, found)
     assert [c["measured"] for c in claims] == [f"{place} [{place}, {place}]"] * 3 and [c["holds"] for c in claims] == holds
-    assert double_descent.judge_places(settings, rows, dict.fromkeys(found, ("no dip", ""))) == []
+    assert double_descent.judge_places(rows, dict.fromkeys(found, ("no dip", ""))) == []
 
 
 def test_a_place_that_the_seeds_disagree_on_is_open():
@@ -1163,7 +1219,7 @@ def test_a_place_that_the_seeds_disagree_on_is_open():
     settings = replace(double_descent.PRESETS["paper"], seeds=6, hidden=sizes, data=(2600, 3000))
     rows = [{"task": task, "data": data, "hidden": h, "val_acc_unmirrored": low[h][seed] if h in low else 0.8}
             for task, data in double_descent.PAPER_PLACES for h in sizes for seed in range(6)]
-    claims = double_descent.judge_places(settings, rows, dict.fromkeys(double_descent.PAPER_PLACES, ("dip", "")))
+    claims = double_descent.judge_places(rows, dict.fromkeys(double_descent.PAPER_PLACES, ("dip", "")))
     assert [(c["measured"], c["holds"]) for c in claims] == [("24 [24, 48]", None)] * 3
 
 
