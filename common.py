@@ -937,7 +937,8 @@ def dip_interval(values):
     errors than the largest error over all triples has in 97.5% of the draws (max-t), and by how much is the lower end.
     'no dip' where the upper end, of the bootstrapped depth, is below DIP. Else 'undecided', as with too few to judge: a few
     seeds may all fail at one of many sizes by chance. That few seeds did the same does not prove that all do: so the squared
-    standard error has 2 / seeds^2 added, and at least 2 standard errors are asked for.
+    standard error has 2 / seeds^2 added, and at least 2 standard errors are asked for. The upper end has no such guard: 6 seeds
+    all succeed in 18% of cases where a quarter of all runs fail, 11 in 4%.
     """
     means, seeds = resampled_means(values), int(np.isfinite(values).sum(-1).min(initial=values.shape[-1]))
     deep = below(means)
