@@ -886,7 +886,7 @@ def interval(values):
 
 
 def ends(seeds):
-    """The percentiles of bootstrap draws that bound a 95% interval; of few seeds the draws' whole range."""
+    """The percentiles of bootstrap draws that bound a 95% interval; of few seeds, whose bootstrap is too narrow, the range."""
     return [2.5, 97.5] if seeds >= ENOUGH else [0, 100]
 
 

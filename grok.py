@@ -167,9 +167,9 @@ def judge(settings, rows, curves):
     found = dict(zip(DYNAMICS, cells(settings, rows, curves)))
     claims = []
     for expected, (lines, _) in found.items():
-        known = [line for line in lines if line["dynamic"] != "diverged"]
+        known = [line for line in lines if line["dynamic"] != "diverged"]      # of most runs, or nothing is told
         claims.append(claim(f"fig 2: hidden {lines[0]['hidden']}, D {lines[0]['data']}", expected, count_dynamics(lines),
-                            majority(known) == expected if known else None))
+                            majority(known) == expected if len(known) > len(lines) / 2 else None))
     lines, history = found["progression"]
     starts = [first_step(*seed, FLOOR) for line, *seed in zip(lines, history["step"], history["val_acc_unmirrored"])
               if line["dynamic"] != "diverged"]
@@ -178,7 +178,7 @@ def judge(settings, rows, curves):
     varies = reached and latest >= 2 * max(1, reached[0])      # a few seeds may start together by chance
     claims.append(claim(f"fig 5: when progression starts to generalize (validation {FLOOR}) varies twofold with the seed",
                         "varies", f"steps {reached[0]} to {'more than ' * bool(never)}{latest}" if reached else "not reached",
-                        True if varies else False if len(reached) >= ENOUGH else None))
+                        True if varies else False if len(reached) >= ENOUGH and not never else None))
     claims.append(claim("fig 5: some seeds never start to generalize", "some",
                         f"{never}/{len(starts)} had not by step {settings.steps}", True if reached and never else None))
     for name, paper in (("progression", "rises"), ("grokking", "falls")):
@@ -273,8 +273,8 @@ def critical_sizes(data, accuracy, seed=0):
 
     Where a logistic curve in D crosses the level, by least squares over a grid of curves; NaN where an accuracy is. Where
     accuracy jumps between two neighbours, many curves fit as well. So the estimate, the first, is a mean over the curves with
-    weight exp(-squared error / TOLERANCE), and each draw takes one of them with that probability (with seed None, all are
-    estimates). Curves may cross up to half the range outside of data: then the result is no more than a bound.
+    weight exp(-squared error / TOLERANCE), and each draw takes one of them with that probability. Curves may cross up to half
+    the range outside of data: then the result is no more than a bound.
     """
     span, spacing, levels = data[-1] - data[0], np.diff(data).min(), np.array(LEVELS)
     centres, widths = np.linspace(data[0] - span / 2, data[-1] + span / 2, 241), spacing * np.geomspace(0.02, 8, 10)
@@ -284,11 +284,8 @@ def critical_sizes(data, accuracy, seed=0):
     error = (fits**2).sum(1) - 2 * accuracy @ fits.T                                          # squared, less a constant
     weight = np.exp((error.min(-1, keepdims=True) - error) / TOLERANCE).cumsum(-1)            # (1 + draws, curves)
     weight /= weight[:, -1:]
-    estimates = weight if seed is None else weight[:1]
-    sizes = crossed @ np.diff(estimates, prepend=0).T
-    if seed is not None:
-        drawn = (weight[1:] < np.random.default_rng(seed).random((len(weight), 1))[1:]).sum(-1).clip(max=len(fits) - 1)
-        sizes = np.concatenate([sizes, crossed[:, drawn]], -1)
+    drawn = (weight < np.random.default_rng(seed).random((len(weight), 1))).sum(-1).clip(max=len(fits) - 1)
+    sizes = np.concatenate([crossed @ np.diff(weight[0], prepend=0)[:, None], crossed[:, drawn[1:]]], -1)
     return np.where(np.isnan(accuracy).any(-1), np.nan, sizes)
 
 
@@ -432,19 +429,19 @@ def observed(lines):
     return seen.most_common(1)[0][0] if seen else None
 
 
-def predictors(settings, rows, now):
+def predictors(p, rows, now):
     """What predicts the dynamic of a cell from half of its seeds: {name: function(chosen seeds, index of hidden, D)}.
 
     The zones of the plane, as the paper draws them; with mirrored pairs counted once; without the zone of semi-grokking, cut
     at the critical size alone. And two that know no curves: the most frequent dynamic of that hidden size, and of that cell.
     """
     of_size, of_cell = by_cell(plane(rows), "hidden"), by_cell(plane(rows), "hidden", "data")
-    once = mirrored_once(now.capacity[0], settings.p)
+    once = mirrored_once(now.capacity[0], p)
 
     @cache
     def critical(chosen, i):
         """The critical size at each of LEVELS of a hidden size, from these seeds."""
-        return dict(zip(LEVELS, critical_sizes(now.data, resampled_means(now.values[i][:, chosen], draws=0), None)[:, 0]))
+        return dict(zip(LEVELS, critical_sizes(now.data, resampled_means(now.values[i][:, chosen], draws=0))[:, 0]))
 
     def by_zone(capacity, low, high):
         """The zone, between the curves of this capacity and of the critical size at these levels."""
@@ -460,14 +457,14 @@ def of_seeds(lines, chosen):
     return [line for line in lines if line["seed"] in chosen]
 
 
-def predictions(rows, now, even, predict, both=True):
+def predictions(rows, now, chosen, predict, both_ways=True):
     """{(part, hidden, D): (predicted, observed)} for each cell where both are known.
 
-    Predicted from the seeds where even is true (part 0), observed in the others; with both also the other way round (part 1).
+    Predicted from the chosen seeds, (seeds,) bool, and observed in the others (part 0); the other way round too (part 1).
     """
     pairs, runs = {}, by_cell(plane(rows), "hidden", "data")
-    parts = tuple(np.flatnonzero(even)), tuple(np.flatnonzero(~even))
-    for part in range(1 + both):
+    parts = tuple(np.flatnonzero(chosen)), tuple(np.flatnonzero(~chosen))
+    for part in range(1 + both_ways):
         for i, h in enumerate(now.hidden):
             for d in now.data:
                 seen = observed(of_seeds(runs[h, d], parts[1 - part]))
@@ -477,10 +474,9 @@ def predictions(rows, now, even, predict, both=True):
     return pairs
 
 
-def share_right(pairs, cells):
-    """The share of these cells of pairs, {cell: (predicted, observed)}, in which both agree; NaN of none."""
-    both = [pairs[cell] for cell in cells if cell in pairs]
-    return np.mean([predicted == seen for predicted, seen in both] or np.nan)
+def share_right(pairs, among):
+    """The share of pairs, {cell: (predicted, observed)}, that agree, of the cells that are among these; NaN of none."""
+    return np.mean([pairs[cell][0] == pairs[cell][1] for cell in among if cell in pairs] or np.nan)
 
 
 # places as text
@@ -521,12 +517,12 @@ def crossing_place(settings, now, capacity):
 # the figures of phase
 
 
-def band(axis, x, draws, style="-o", shade=0.2, cut=2.5, **look):
+def band(axis, x, draws, bounds, style="-o", shade=0.2, **look):
     """A line for the estimate, the first of draws (1 + draws, n), and its interval: shaded, thin lines (0), or none.
 
-    cut: percent of the draws left out on each side.
+    bounds: the percentiles of the draws between which it lies.
     """
-    low, high = np.percentile(draws[1:], [cut, 100 - cut], axis=0)
+    low, high = np.percentile(draws[1:], bounds, axis=0)
     line, = axis.plot(x, draws[0], style, **look)
     if shade:
         axis.fill_between(x, low, high, color=line.get_color(), alpha=shade, lw=0)
@@ -555,11 +551,12 @@ def draw_diagram(settings, rows, now):
                 start += width
     axis.vlines(left, bottom[0], bottom[-1], color="white", lw=4)
     axis.hlines(bottom, left[0], left[-1], color="white", lw=4)
-    look = {"shade": 0, "color": "black", "lw": 3, "path_effects": [withStroke(linewidth=6, foreground="white")]}
+    look = {"bounds": ends(settings.seeds), "shade": 0, "color": "black", "lw": 3,
+            "path_effects": [withStroke(linewidth=6, foreground="white")]}
     once = mirrored_once(now.capacity, settings.p)
-    band(axis, x, now.critical[0.5], "-", label="critical size (grey line: models\nthat cannot memorize so much)", **look)
-    band(axis, x, now.capacity, "--", label="memorization capacity", **look)
-    band(axis, x, once, ":", label="capacity, mirrored\npairs counted once", **look)
+    band(axis, x, now.critical[0.5], style="-", label="critical size (grey line: models\nthat cannot memorize so much)", **look)
+    band(axis, x, now.capacity, style="--", label="memorization capacity", **look)
+    band(axis, x, once, style=":", label="capacity, mirrored\npairs counted once", **look)
     (size, where), (size_once, where_once) = (crossing(now.hidden, now.critical[0.5], each) for each in (now.capacity, once))
     small = np.argmax([*now.able, True])      # so many sizes, and a line on to the crossing
     axis.plot([*x[:small], np.log2(size[0])], [*now.critical[0.5][0, :small], where[0]], color="#888888", lw=3)
@@ -584,8 +581,9 @@ def draw_diagram(settings, rows, now):
 def draw_accuracy(axis, settings, now):
     """Figure 3: validation accuracy against D, a line for each hidden size."""
     colors = colormaps["viridis_r"](np.linspace(0.1, 1, len(now.hidden)))
+    bounds = tail(settings.seeds), 100 - tail(settings.seeds)      # as of every mean
     for h, draws, color in zip(now.hidden, now.accuracy, colors):
-        band(axis, now.data, draws, shade=0.07, cut=tail(settings.seeds), ms=4, color=color, label=f"d = {h}")
+        band(axis, now.data, draws, bounds, shade=0.07, ms=4, color=color, label=f"d = {h}")
     axis.axhline(0.5, color="#999999", lw=0.8, ls="--")
     axis.set(xlabel="training examples D", ylabel="final validation accuracy, unmirrored",
              title="Generalization against data, for each hidden size")
@@ -593,9 +591,10 @@ def draw_accuracy(axis, settings, now):
 
 def draw_capacity(axis, settings, now):
     """Figure 4: the memorization capacity against hidden size."""
-    band(axis, now.hidden, now.capacity, ms=4, color="black", label="accuracy on random labels times p²")
+    bounds = ends(settings.seeds)
+    band(axis, now.hidden, now.capacity, bounds, ms=4, color="black", label="accuracy on random labels times p²")
     once = mirrored_once(now.capacity, settings.p)
-    band(axis, now.hidden, once, ":o", ms=4, color="black", label="mirrored pairs counted once")
+    band(axis, now.hidden, once, bounds, ":o", ms=4, color="black", label="mirrored pairs counted once")
     axis.axhline(settings.p**2, color="#999999", lw=0.8)
     axis.annotate("all pairs", (now.hidden[0], settings.p**2), (0, -12), textcoords="offset points", fontsize=8, color="#666666")
     axis.set(ylabel="examples", title="Memorization capacity against hidden size")
@@ -604,8 +603,8 @@ def draw_capacity(axis, settings, now):
 def draw_critical(axis, settings, found):
     """The critical size against hidden size, at several steps of the same runs."""
     for (until, then), color in zip(found.items(), ("#9BD1F0", "#56B4E9", "#0072B2")):
-        band(axis, then.hidden, then.critical[0.5], ms=4, color=color, label=f"step {round(until * settings.steps)}",
-             shade=0.2 if until == 1 else None)
+        band(axis, then.hidden, then.critical[0.5], ends(settings.seeds), ms=4, color=color,
+             label=f"step {round(until * settings.steps)}", shade=0.2 if until == 1 else None)
     axis.axhline(then.data[-1], color="#999999", lw=0.8, ls="--")
     axis.annotate("largest D tried", (then.hidden[-1], then.data[-1]), (0, 3), textcoords="offset points", ha="right",
                   fontsize=8, color="#666666")
@@ -650,7 +649,7 @@ def draw_cost(axis, rows):
 
 def draw_zones(axis, settings, rows, now):
     """The zone that the curves of half the seeds predict against the dynamic of the others, in cells of the diagram."""
-    pairs = Counter(predictions(rows, now, halves(settings.seeds)[0], predictors(settings, rows, now)["zones"]).values())
+    pairs = Counter(predictions(rows, now, halves(settings.seeds)[0], predictors(settings.p, rows, now)["zones"]).values())
     count = np.array([[pairs[predicted, seen] for seen in DYNAMICS] for predicted in DYNAMICS])
     axis.imshow(count, cmap="Blues", vmax=1.5 * max(1, count.max()))
     for i, j in np.ndindex(count.shape):
@@ -769,7 +768,8 @@ def judge_capacity(settings, rows, curves, before, now):
 def judge_crossing(settings, now):
     """The claim of figure 1 that the two curves cross, once; the place also with mirrored pairs counted once.
 
-    Once, or otherwise: in as many draws as are SURE. Undecided where they do not cross at all: they may beyond the sizes tried.
+    A yes where the capacity rises above the critical size once, and does not fall below it, in a share SURE of the draws; a no
+    where they cross in another way in as many. Undecided where they do not: they may beyond the sizes tried.
     """
     above = now.capacity > now.critical[0.5]                                                  # (1 + draws, sizes)
     changes = np.diff(above).sum(1)
@@ -783,28 +783,30 @@ def judge_crossing(settings, now):
 def judge_zones(settings, rows, now):
     """The claim of figure 1 that the zones hold what the paper says: those of half of the seeds against the runs of the rest.
 
-    The estimate is of the even seeds against the odd, both ways. The interval is of random halves, one way: what varies from
-    one choice of half of the seeds to the next does so about as much as from one set of seeds to another.
+    Shares right are means over random halves, and their interval is what varies from one half to the next: about as much as
+    from one set of seeds to another (but for what all these seeds happen to share). Counts are of the even seeds against the
+    odd, both ways.
     """
-    claims, names = [], predictors(settings, rows, now)
-    divided = halves(settings.seeds)[:None if settings.seeds >= ENOUGH else 1]
-    found = [{name: predictions(rows, now, even, predict, both=i == 0) for name, predict in names.items()}
-             for i, even in enumerate(divided)]
+    claims, names = [], predictors(settings.p, rows, now)
+    counted, *drawn = halves(settings.seeds) if settings.seeds >= ENOUGH else halves(settings.seeds, draws=0)
+    even = {name: predictions(rows, now, counted, predict) for name, predict in names.items()}
+    found = [{name: predictions(rows, now, half, predict, both_ways=False) for name, predict in names.items()} for half in drawn]
     for name, paper in (("zones", "all"), ("mirrored pairs counted once", "all"), ("without a zone of semi-grokking", "(all)")):
         which = "" if name == "zones" else f", {name}"
-        right, by_size, by_same = np.array([[share_right(each, pairs[name]) for each in
-                                             (pairs[name], pairs["hidden size"], pairs["the same cell"])] for pairs in found]).T
-        known = both_known(now) and len(right) > 1
-        (low, high), (less, more) = (np.percentile(each[1:], [2.5, 97.5]) if known else (np.nan, np.nan)
-                                     for each in (right, right - by_size))
-        measured = (f"{with_interval(right[0], low, high, '{:.0%}')} of {len(found[0][name])} predictions "
-                    f"(hidden size {by_size[0]:.0%}, the same cell {by_same[0]:.0%})")
+        right, by_size, by_same = np.array([[share_right(each, pairs[name]) for each in (
+            pairs[name], pairs["hidden size"], pairs["the same cell"])] for pairs in found or [even]]).T
+        known = both_known(now) and found
+        (low, high), (least, most) = (np.percentile(each, [2.5, 97.5]) if known else (np.nan, np.nan)
+                                      for each in (right, right - by_size))
+        measured = (f"{with_interval(right.mean(), low, high, '{:.0%}')} of {len(now.hidden) * len(now.data)} cells; "
+                    f"the hidden size {by_size.mean():.0%}, a difference of "
+                    f"{with_interval((right - by_size).mean(), least, most, '{:+.0%}')}; the same cell {by_same.mean():.0%}")
         claims.append(claim("fig 1: zones from half of the seeds predict the others' dynamic, in 3 of 4 cells and better "
                             f"than the hidden size alone{which}", paper,
-                            measured if found[0][name] else "no zone is known from half of the seeds",
-                            True if low >= 0.75 and less > 0 else False if high < 0.75 or more <= 0 else None))
+                            measured if even[name] else "no zone is known from half of the seeds",
+                            True if low >= 0.75 and least > 0 else False if high < 0.75 or most <= 0 else None))
         for kind in DYNAMICS:
-            seen = Counter(seen for predicted, seen in found[0][name].values() if predicted == kind)
+            seen = Counter(seen for predicted, seen in even[name].values() if predicted == kind)
             text = ", ".join(f"{each} {count}" for each, count in seen.most_common())
             if text or name == "zones":
                 claims.append(claim(f"in the zone of {kind}{which}", kind, text or "no cell", None))
@@ -844,7 +846,7 @@ def judge_cost(rows):
     least, most, found = exponent("ungrokking")
     claims = [claim("cost of memorizing more examples: exponent k in norm ~ D^k", "rises", found, beyond(0, least, most, True))]
     low, high, found = exponent("grokking")
-    stays, moves = max(-low, high) < least / 2, max(low, -high) > most / 2      # surely within half of that of memorizing, or not
+    stays, moves = max(-low, high) < least / 2, max(low, -high) > max(0, most) / 2      # surely within half of that of memorizing
     claims.append(claim("cost of generalizing more examples: exponent k in norm ~ D^k, runs that grokked by half of the steps",
                         "stays", found, True if stays else False if moves else None))
     less = []

@@ -535,6 +535,10 @@ def test_when_progression_starts_can_come_out_either_way():
     many = {name: np.repeat(values, 2, axis=0) for name, values in history.items()}
     starts, = (c for c in grok.judge(settings, np.repeat(rows, 2).tolist(), many) if "varies twofold" in c["claim"])
     assert starts["holds"] is False
+    for name, values in (("val_acc_unmirrored", [[0, 0, 1]] * 6), ("val_acc_unmirrored", [[0, 0, 0]])):      # late, and never
+        many[name][:len(values)] = values
+    starts, = (c for c in grok.judge(settings, np.repeat(rows, 2).tolist(), many) if "varies twofold" in c["claim"])
+    assert starts["measured"] == "steps 10 to more than 10" and starts["holds"] is None
     starts, = (c for c in grok.judge(settings, rows, history) if "varies twofold" in c["claim"])
     assert starts["measured"] == "steps 0 to 0" and starts["holds"] is None      # a few seeds may start together by chance
     rows[0]["dynamic"], history["val_acc_unmirrored"][0] = "diverged", np.nan      # not a run that has yet to start
@@ -668,6 +672,8 @@ def test_critical_size_of_made_up_data():
     assert 400 < low < high < 500
     assert np.isnan(critical(np.full((7, 3), np.nan))).all() and np.isnan(critical(np.ones((7, 2)))[half, 1:]).all()
     assert grok.bounded(np.full(1001, 900.0), data, 3) == "> 800 [> 800, > 800]"
+    draws = np.append(500, np.linspace(300, 700, 1001))
+    assert grok.bounded(draws, data, 5) == "500 [300, 700]" and grok.bounded(draws, data, 6) == "500 [310, 690]"
 
 
 @pytest.mark.parametrize("known, width", [(930, 5), (1050, 20), (1100, 80), (1350, 60)])
@@ -755,7 +761,7 @@ def made_up_plane(agree, diverged=(), seeds=3):
 
 def zones(settings, rows, now):
     """The cells that the paper's zones predict, from the even seeds and from the odd."""
-    return grok.predictions(rows, now, grok.halves(settings.seeds)[0], grok.predictors(settings, rows, now)["zones"])
+    return grok.predictions(rows, now, grok.halves(settings.seeds)[0], grok.predictors(settings.p, rows, now)["zones"])
 
 
 def test_no_zone_where_a_curve_is_not_known():
@@ -767,14 +773,14 @@ def test_no_zone_where_a_curve_is_not_known():
     now = grok.measured(settings, rows, curves)
     assert grok.both_known(now) and len(zones(settings, rows, now)) == 2 * 16 - 4      # of the even seeds no zone at hidden 8
     claims = [c for c in grok.judge_phase(settings, rows, curves) if "predict the others" in c["claim"]]
-    assert len(claims) == 3 and all("of 28 predictions" in c["measured"] for c in claims)
+    assert len(claims) == 3 and all("of 16 cells" in c["measured"] and "nan" not in c["measured"] for c in claims)
 
 
 def test_zones_are_held_against_the_other_half_of_the_seeds():
     settings, rows, curves = made_up_plane(True, seeds=8)
     now = grok.measured(settings, rows, curves)
     names = {name: grok.predictions(rows, now, grok.halves(8)[0], predict)[0, 8, 300]
-             for name, predict in grok.predictors(settings, rows, now).items()}
+             for name, predict in grok.predictors(settings.p, rows, now).items()}
     assert {name: predicted for name, (predicted, _) in names.items()} == {
         "zones": "ungrokking", "without a zone of semi-grokking": "ungrokking", "mirrored pairs counted once": "progression",
         "hidden size": "ungrokking", "the same cell": "ungrokking"}      # 300 is below the capacity, above it with pairs once
@@ -800,14 +806,18 @@ def test_halves_are_halves():
     assert len(np.unique(halves, axis=0)) > 40
 
 
-def test_a_close_comparison_of_predictors_is_open():
-    """In a quarter of the cells the zones are right for some seeds and not for others, and so is the hidden size."""
+@pytest.mark.parametrize("ungrokking, holds", [(11, True), (6, None), (0, False)])
+def test_the_zones_must_surely_predict_more_than_the_hidden_size(ungrokking, holds):
+    """Both are right where a hidden size does one thing whatever D. At hidden 8 the zones say ungrokking for D up to 400, the
+    hidden size progression, and as many of eleven seeds as told ungrok."""
     settings, rows, curves = made_up_plane(True, seeds=11)
+    now = grok.measured(settings, rows, curves)
+    now.values[now.hidden > 8] = 1
     for line in grok.plane(rows):
-        if line["hidden"] in (8, 32):
-            line["dynamic"] = ("grokking", "ungrokking")[(line["seed"] * 7 + line["data"] // 100) % 11 < 5]
-    claims = grok.judge_zones(settings, rows, grok.measured(settings, rows, curves))
-    assert "[" in claims[0]["measured"] and claims[0]["holds"] is None
+        few = line["hidden"] == 8 and line["data"] <= 400 and line["seed"] * 5 % 11 < ungrokking
+        line["dynamic"] = "grokking" if line["hidden"] > 8 else "ungrokking" if few else "progression"
+    claims = grok.judge_zones(settings, rows, now)
+    assert claims[0]["holds"] is holds
 
 
 def test_the_diagram_has_its_cells_where_they_belong():
@@ -906,6 +916,24 @@ def test_change_over_the_second_half_of_the_steps():
     claims = judged()
     assert claims[f"capacity: {change}"]["measured"].startswith("+100.0% at most")
     assert claims[f"capacity: {change}"]["holds"] is claims[f"critical size: {change}"]["holds"] is False
+
+
+def test_a_capacity_that_may_not_rise_leaves_that_open():
+    settings, rows, curves = made_up_plane(True, seeds=11)      # three of them for the capacity
+    for hidden, known in ((8, (0.2, 0.5, 0.9)), (16, (0.3, 0.5, 0.95))):
+        of_size = [line["experiment"] == "capacity" and line["hidden"] == hidden for line in rows]
+        curves["train_acc"][of_size] = np.array(known)[:, None]
+    assert {c["claim"]: c["holds"] for c in grok.judge_phase(settings, rows, curves)}[RISES] is None
+
+
+@pytest.mark.parametrize("memorizing, generalizing, holds", [
+    ((0.3, 0.5), (-0.1, 0.1), True), ((0.1, 0.9), (0.1, 0.2), None), ((0.3, 0.5), (0.1, 0.4), None),
+    ((0.3, 0.5), (0.3, 0.4), False), ((0.3, 0.5), (-0.4, -0.3), False), ((-0.5, -0.3), (-0.1, 0.1), None)])
+def test_generalizing_more_costs_the_same_within_half_of_memorizing_more(monkeypatch, memorizing, generalizing, holds):
+    exponents = {"ungrokking": np.linspace(*memorizing, 1001), "grokking": np.linspace(*generalizing, 1001)}
+    monkeypatch.setattr(grok, "settled", lambda rows, kind: kind)
+    monkeypatch.setattr(grok, "cost_exponents", exponents.get)
+    assert {c["paper"]: c["holds"] for c in grok.judge_cost([])}["stays"] is holds
 
 
 def test_where_the_critical_size_is_not_known_nothing_is_foretold():
