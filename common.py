@@ -935,10 +935,11 @@ def dip_interval(values):
 
     'dip' where the depth is above DIP and some triple of sizes surely dips: its difference is above 0 by more standard
     errors than the largest error over all triples has in 97.5% of the draws (max-t), and by how much is the lower end.
-    'no dip' where the upper end, of the bootstrapped depth, is below DIP. Else 'undecided', as with too few to judge: a few
-    seeds may all fail at one of many sizes by chance. That few seeds did the same does not prove that all do: so the squared
-    standard error has 2 / seeds^2 added, and at least 2 standard errors are asked for. The upper end has no such guard: 6 seeds
-    all succeed in 18% of cases where a quarter of all runs fail, 11 in 4%.
+    'no dip' where the upper end, of the bootstrapped depth, is below DIP, and the largest size is within DIP of the best: a curve
+    that ends lower may still come back. Else 'undecided', as with too few to judge: a few seeds may all fail at one of many sizes
+    by chance. That few seeds did the same does not prove that all do: so the squared standard error has 2 / seeds^2 added, and at
+    least 2 standard errors are asked for. The upper end has no such guard: 6 seeds all succeed in 18% of cases where a quarter of
+    all runs fail, 11 in 4%.
     """
     means, seeds = resampled_means(values), int(np.isfinite(values).sum(-1).min(initial=values.shape[-1]))
     deep = below(means)
@@ -949,7 +950,8 @@ def dip_interval(values):
     low, high = (deep[0] - most * error).max(initial=0), np.percentile(deep[1:].max(-1, initial=0), 97.5)
     if not judgeable(values):
         return depth, where, low, high, "undecided"
-    return depth, where, low, high, "dip" if depth > DIP and low > 0 else "no dip" if high < DIP else "undecided"
+    back = means[0, -1] > means[0].max() - DIP
+    return depth, where, low, high, "dip" if depth > DIP and low > 0 else "no dip" if high < DIP and back else "undecided"
 
 
 # claims and files

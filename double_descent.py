@@ -27,8 +27,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from common import COLORS, FLOOR, Settings, below, beyond, by_cell, claim, dip_interval, interval, judgeable, majority, option
-from common import reproduce, resampled_means, size_curve, triples, with_interval
+from common import COLORS, ENOUGH, FLOOR, Settings, below, beyond, by_cell, claim, dip_interval, interval, judgeable, majority
+from common import option, reproduce, resampled_means, size_curve, triples, with_interval
 
 
 @dataclass(frozen=True)
@@ -145,13 +145,16 @@ PAPER_ZEROS = {("addition", 2600): (24, 28, 32, 36, 40), ("squared_addition", 30
 def judge_dips(settings, rows):
     """The dip of each curve, {(task, D): (verdict, what was measured)}, and a claim on each.
 
-    No dip does not speak against a shallow one, which may be less deep than what is called a dip here.
+    No dip does not speak against a shallow one, which may be less deep than what is called a dip here. And it is told only where
+    the smallest models are too small to memorize: else what is to the left of the dip may not have been tried.
     """
     found, claims = {}, []
     for task, sizes in tasks(settings):
         for data in sizes:
             hidden, values = size_curve(rows, task, data)
             depth, where, low, high, verdict = dip_interval(values)
+            smallest = [line for line in rows if (line["task"], line["data"], line["hidden"]) == (task, data, hidden[0])]
+            verdict = "undecided" if verdict == "no dip" and majority(smallest) != "progression" else verdict
             place = f" at d = {hidden[where]}" if where else ""
             found[task, data] = verdict, f"{verdict}, {with_interval(depth, low, high)}{place}"
             paper = PAPER_DIPS.get((task, data), "-") if settings.p == 113 else "-"
@@ -171,20 +174,22 @@ def sufficient_size(hidden, values, seed=0):
     last = np.where(means < 0.5, np.arange(len(hidden)), -1).max(1)      # the last size below
     at, draw = last.clip(0, len(hidden) - 2), np.arange(len(means))
     low, rise = means[draw, at], means[draw, at + 1] - means[draw, at]
-    share = np.divide(0.5 - low, rise, where=rise > 0, out=np.zeros(len(means)))
+    share = np.divide(0.5 - low, rise, where=rise > 0, out=np.zeros(len(means))).clip(0, 1)
     found = np.exp(size[at] + share * (size[at + 1] - size[at]))
     return np.select([np.isnan(means).any(1), last < 0, last > at], [np.nan, hidden[0], np.inf], found)
 
 
 def judge_more_data(settings, rows, found):
-    """Prediction 1, from found, {(task, D): (verdict on its dip, what was measured)}."""
+    """Prediction 1, of the smallest and the largest D decided; found: {(task, D): (verdict on its dip, what was measured)}."""
     claims = []
     for task, sizes in tasks(settings):
         if len(sizes) > 1:
-            verdicts, texts = zip(found[task, sizes[0]], found[task, sizes[-1]])
+            decided = [data for data in sizes if found[task, data][0] != "undecided"]
+            small, *_, large = decided if len(decided) > 1 else sizes
+            verdicts, texts = zip(found[task, small], found[task, large])
             figure = " (fig 6)" if task == "addition" else ""
             claims.append(claim(f"prediction 1{figure}: {task} dips for small D, not for large",
-                                f"dip at {sizes[0]}, no dip at {sizes[-1]}", "; ".join(texts),
+                                f"dip at {small}, no dip at {large}", "; ".join(texts),
                                 None if "undecided" in verdicts else verdicts == ("dip", "no dip")))
     return claims
 
@@ -192,23 +197,28 @@ def judge_more_data(settings, rows, found):
 def judge_harder(settings, rows, found):
     """Prediction 2, at some D of both tasks: the harder one dips deeper, and a model must be larger to generalize.
 
-    The paper shows it at one D; so one is enough for a yes, and all must fail for a no.
+    The paper shows it at one D; so one is enough for a yes, and all must fail for a no. That it fails takes a dip of addition,
+    and a verdict on that of the harder task. The intervals hold for all D together (Bonferroni).
     """
     deeper, larger, by, times = [], [], [], []
-    for data in sorted(set(settings.squared_data) & set(settings.data)):
+    both = sorted(set(settings.squared_data) & set(settings.data))
+    for data in both:
         (hidden, hard), (_, easy) = (size_curve(rows, task, data) for task in ("squared_addition", "addition"))
-        enough, (verdict, _) = judgeable(hard) and judgeable(easy), found["squared_addition", data]
+        (dip, _), (easy_dip, _) = found["squared_addition", data], found["addition", data]
+        enough, bounds = judgeable(hard) and judgeable(easy), [2.5 / len(both), 100 - 2.5 / len(both)]
         depths = [below(resampled_means(values, i)).max(-1, initial=0) for i, values in enumerate((hard, easy))]
         difference = depths[0] - depths[1]      # (1 + draws,), each curve with draws of its own
-        low, high = np.percentile(difference[1:], [2.5, 97.5])
+        low, high = np.percentile(difference[1:], bounds)
         by.append(f"D = {data}: by {with_interval(difference[0], low, high)}")
-        less = high <= 0 and enough
-        deeper.append(True if low > 0 and verdict == "dip" else False if less or verdict == "no dip" else None)
+        less = high <= 0 and easy_dip == "dip" and dip != "undecided"
+        deeper.append(True if low > 0 and dip == "dip" else False if less else None)
         size, easy_size = (sufficient_size(hidden, values, i) for i, values in enumerate((hard, easy)))
         ratio = np.divide(size, easy_size, where=~(np.isinf(size) & np.isinf(easy_size)), out=np.ones(len(size)))
-        low, high = np.percentile(ratio[1:], [2.5, 97.5], method="nearest")
+        low, high = np.percentile(ratio[1:], bounds, method="nearest")
         sizes = (f"more than {hidden[-1]}" if np.isinf(each[0]) else f"{each[0]:.0f}" for each in (size, easy_size))
-        times.append(f"D = {data}: d = {' against '.join(sizes)}, {with_interval(ratio[0], low, high, '{:.1f}')} times")
+        found_ratio = "" if np.isinf(size[0]) and np.isinf(easy_size[0]) else (
+            f", {with_interval(ratio[0], low, high, '{:.1f}')} times")
+        times.append(f"D = {data}: d = {' against '.join(sizes)}{found_ratio}")
         larger.append(beyond(1, low, high, True) if enough else None)
     if not deeper:
         return []
@@ -245,11 +255,12 @@ def judge_zeros(settings, rows):
     for (task, data), sizes in PAPER_ZEROS.items():
         zero = [line for line in rows if (line["task"], line["data"]) == (task, data) and line["hidden"] in sizes]
         if zero:
-            seeds = by_cell(zero, "seed").values()
-            mean, low, high = interval([np.nanmean(np.array([line["val_acc"] for line in lines], float)) for lines in seeds])
+            seeds = by_cell([line for line in zero if line["dynamic"] != "diverged"], "seed").values()
+            mean, low, high = interval([np.mean([line["val_acc"] for line in lines]) for lines in seeds])
             tried = " ".join(str(size) for size in sizes if size in settings.hidden)
+            holds = beyond(FLOOR, low, high, False) if len(seeds) >= ENOUGH else None
             claims.append(claim(f"{task}, D = {data}, d = {tried}: val_acc, n = {len(seeds)}", f"zero (below {FLOOR})",
-                                with_interval(mean, low, high), beyond(FLOOR, low, high, False)))
+                                with_interval(mean, low, high), holds))
     return claims
 
 

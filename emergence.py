@@ -295,8 +295,9 @@ def judge_metric(settings, rows):
              for measure in ("val_acc", "val_loss", "circuit_share")}
     jumps = {measure: abruptness(values) for measure, values in means.items()}
     unclear = len(known) < 5 or not np.ptp(means["val_acc"]) >= 0.5 or np.isnan(list(jumps.values())).any()
+    seen = ", ".join(f"{measure} {'-' if np.isnan(value) else f'{value:.0%}'}" for measure, value in jumps.items())
     return [claim("loss and circuit change more gradually with size than accuracy (largest step, of the whole range)",
-                  "(Schaeffer et al.)", ", ".join(f"{measure} {value:.0%}" for measure, value in jumps.items()),
+                  "(Schaeffer et al.)", seen,
                   None if unclear else max(jumps["circuit_share"], jumps["val_loss"]) < jumps["val_acc"])]
 
 
