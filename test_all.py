@@ -532,12 +532,12 @@ def test_when_progression_starts_can_come_out_either_way():
     history = {name: np.tile(values, (4, 1)) for name, values in curves.items()}
     settings = replace(grok.PRESETS["quick"], hidden=(4, 8, 12, 16), data=(40,) * 4, steps=10)
     rows = [{"hidden": hidden, "data": 40, "dynamic": "progression"} for hidden in settings.hidden for _ in range(3)]
-    many = {name: np.repeat(values, 2, axis=0) for name, values in history.items()}
-    starts, = (c for c in grok.judge(settings, np.repeat(rows, 2).tolist(), many) if "varies twofold" in c["claim"])
+    many = {name: np.repeat(values, 3, axis=0) for name, values in history.items()}
+    starts, = (c for c in grok.judge(settings, np.repeat(rows, 3).tolist(), many) if "varies twofold" in c["claim"])
     assert starts["holds"] is False
-    for name, values in (("val_acc_unmirrored", [[0, 0, 1]] * 6), ("val_acc_unmirrored", [[0, 0, 0]])):      # late, and never
+    for name, values in (("val_acc_unmirrored", [[0, 0, 1]] * 9), ("val_acc_unmirrored", [[0, 0, 0]])):      # late, and never
         many[name][:len(values)] = values
-    starts, = (c for c in grok.judge(settings, np.repeat(rows, 2).tolist(), many) if "varies twofold" in c["claim"])
+    starts, = (c for c in grok.judge(settings, np.repeat(rows, 3).tolist(), many) if "varies twofold" in c["claim"])
     assert starts["measured"] == "steps 10 to more than 10" and starts["holds"] is None
     starts, = (c for c in grok.judge(settings, rows, history) if "varies twofold" in c["claim"])
     assert starts["measured"] == "steps 0 to 0" and starts["holds"] is None      # a few seeds may start together by chance
@@ -554,7 +554,7 @@ def test_when_progression_starts_can_come_out_either_way():
     history["val_acc_unmirrored"][:] = 0      # none has started: too few steps, or a setting that does not learn
     starts, never = (c for c in grok.judge(settings, rows, history) if c["claim"].startswith("fig 5"))
     assert (starts["measured"], starts["holds"], never["holds"]) == ("not reached", None, None)
-    for line in rows:
+    for line in rows[1:]:      # one progression among three runs of which two diverged is no majority
         line["dynamic"] = "diverged"
     assert not any(c["holds"] for c in grok.judge(settings, rows, history))
     assert {c["holds"] for c in grok.judge(settings, rows, history) if c["claim"].startswith("fig 2")} == {None}
@@ -1210,12 +1210,12 @@ def test_predictions_can_come_out_either_way(dips, verdicts):
     assert curve.get_ydata() == pytest.approx(common.size_curve(rows, "addition", min(DIPS.data))[1].mean(1))
 
 
-@pytest.mark.parametrize("sizes", [(4, 8, 16), (16, 32)])
-def test_sizes_that_cut_a_dip_in_half_do_not_speak_against_it(sizes):
-    rows = [{**line, "val_acc_unmirrored": 0.9 if line["hidden"] == 32 else line["val_acc_unmirrored"]}
-            for line in made_up_rows(True, True, True) if line["hidden"] in sizes]
-    assert not any(c["holds"] for c in double_descent.judge(replace(DIPS, hidden=sizes), rows, {}))
-    assert {c["holds"] for c in double_descent.judge(replace(DIPS, hidden=sizes), rows, {})} == {None}
+@pytest.mark.parametrize("curve", [{4: 0.5, 8: 0.7, 16: 0.02}, {8: 0.02, 16: 0.4, 32: 0.9}])
+def test_sizes_that_cut_a_dip_in_half_do_not_speak_against_it(curve):
+    """Only its left side; or only its right one, of models that memorize."""
+    rows = [{**line, "val_acc_unmirrored": curve[line["hidden"]]} for line in made_up_rows(True, True, True)
+            if line["hidden"] in curve]
+    assert {c["holds"] for c in double_descent.judge(replace(DIPS, hidden=tuple(curve)), rows, {})[:2]} == {None}
 
 
 def test_a_d_at_which_even_the_largest_model_fails_does_not_decide_prediction_1():
