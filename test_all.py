@@ -1270,6 +1270,8 @@ def test_the_numbers_of_the_paper_are_compared_at_its_scale(level, holds):
     dips = {data: claims[f"addition, D = {data}: whether accuracy dips"] for data in settings.data}
     assert [dips[data]["holds"] for data in (2600, 3000, 4000)] == ([True, True, True] if level < 0.1 else [False, None, True])
     assert dips[2600]["paper"] == "dip" and ("at d = 24" in dips[2600]["measured"]) == (level < 0.1)
+    few = [line for line in rows if line["seed"] < 5]      # that all of them fail says little
+    assert [c["holds"] for c in double_descent.judge_zeros(settings, few)] == [None, None]
     for line in rows:      # one seed of six does otherwise
         line["val_acc"] = 0.9 if line["seed"] == 0 else 0.01
     assert [c["holds"] for c in double_descent.judge_zeros(settings, rows)] == [None, None]
