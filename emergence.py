@@ -8,8 +8,9 @@ feed-forward units serve one task and half the other, it should appear earlier.
 
     python emergence.py                     a laptop's CPU, two minutes
     python emergence.py --scale small       p = 59, three seeds, an hour on one core
-    python emergence.py --scale paper --layers 1 1 1 --hidden 16 64 128 --memorize 3000
-                                            p = 113: lost at hidden 64, back in part at 128; an hour and a half on two cores
+    python emergence.py --scale paper --layers 1 1 1 1 --hidden 16 64 128 192 --memorize 3000
+                                            p = 113: lost at hidden 64, back in one seed of three at 128, in two at 192; on two
+                                            cores four hours, without 192 an hour and a half
     python emergence.py --device cuda       p = 113, up to 8 layers of width 1024: not run yet, it says how long; --layers
                                             and --hidden cut the ladder, --precision tf32 or bfloat16 saves time
 
