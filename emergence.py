@@ -114,9 +114,9 @@ def best(lines):
 
 
 def bracket(rows, level, memorize, split):
-    """Sizes between which the number of parameters lies from which on the best seed reaches level.
+    """The two sizes, in parameters, between which a series comes to reach level and stays there, with its best seed.
 
-    The largest size known to stay below (0 for none), and the next one known, which does not (None for none).
+    The largest size known to be below level (0 for none), and the next one known (None for none). The truth lies between.
     """
     known = {params: best(lines) for params, lines in sizes(rows, memorize, split).items() if not np.isnan(best(lines))}
     below = max((params for params, accuracy in known.items() if accuracy < level), default=0)

@@ -413,7 +413,7 @@ def zone(data, low, high, capacity):
 # the zones, held against runs that did not make them
 
 
-def halves(seeds, draws=200):
+def halves(seeds, draws=0):
     """Seeds divided in two, the even against the odd and then at random: (1 + draws, seeds) bool."""
     even = np.arange(seeds) % 2 == 0
     return np.concatenate([even[None], np.random.default_rng(0).permuted(np.tile(even, (draws, 1)), axis=1)])
@@ -788,7 +788,7 @@ def judge_zones(settings, rows, now):
     odd, both ways.
     """
     claims, names = [], predictors(settings.p, rows, now)
-    counted, *drawn = halves(settings.seeds) if settings.seeds >= ENOUGH else halves(settings.seeds, draws=0)
+    counted, *drawn = halves(settings.seeds, draws=200 if settings.seeds >= ENOUGH else 0)
     even = {name: predictions(rows, now, counted, predict) for name, predict in names.items()}
     found = [{name: predictions(rows, now, half, predict, both_ways=False) for name, predict in names.items()} for half in drawn]
     for name, paper in (("zones", "all"), ("mirrored pairs counted once", "all"), ("without a zone of semi-grokking", "(all)")):
