@@ -954,6 +954,19 @@ def dip_interval(values):
     return depth, where, low, high, "dip" if depth > DIP and low > 0 else "no dip" if high < DIP and back else "undecided"
 
 
+def dip_of(rows, task, data):
+    """dip_interval of the size_curve of a task and D, with the hidden sizes in front.
+
+    No dip is told only where the smallest models are too small to memorize, progression or stalled: else what is to the left of
+    the dip may not have been tried.
+    """
+    hidden, values = size_curve(rows, task, data)
+    *found, verdict = dip_interval(values)
+    kinds = [line["dynamic"] for line in rows if (line["task"], line["data"], line["hidden"]) == (task, data, hidden[0])]
+    small = kinds.count("progression") + kinds.count("stalled") > len(kinds) / 2
+    return hidden, *found, "undecided" if verdict == "no dip" and not small else verdict
+
+
 # claims and files
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from common import COLORS, ENOUGH, FLOOR, Settings, below, beyond, by_cell, claim, dip_interval, interval, judgeable, majority
+from common import COLORS, ENOUGH, FLOOR, Settings, below, beyond, by_cell, claim, dip_of, interval, judgeable, majority
 from common import option, reproduce, resampled_means, size_curve, triples, with_interval
 
 
@@ -83,7 +83,7 @@ def draw_task(top, bottom, rows, task, sizes):
             kind = majority(seeds)
             top.scatter(size, mean, color=COLORS.get(kind, "white"), s=90, zorder=4, edgecolors="white" if kind else shade)
             top.scatter([place] * len(seeds), each, s=7, alpha=0.6, zorder=3, color=[COLORS[line["dynamic"]] for line in seeds])
-        _, where, _, _, verdict = dip_interval(values)
+        *_, where, _, _, verdict = dip_of(rows, task, data)
         verdicts.add(verdict)
         if verdict == "dip":
             top.scatter(hidden[where], means[data][where], s=280, **RING)
@@ -145,21 +145,17 @@ PAPER_ZEROS = {("addition", 2600): (24, 28, 32, 36, 40), ("squared_addition", 30
 def judge_dips(settings, rows):
     """The dip of each curve, {(task, D): (verdict, what was measured)}, and a claim on each.
 
-    No dip does not speak against a shallow one, which may be less deep than what is called a dip here. And it is told only where
-    the smallest models are too small to memorize: else what is to the left of the dip may not have been tried.
+    No dip does not speak against a shallow one, which may be less deep than what is called a dip here.
     """
     found, claims = {}, []
     for task, sizes in tasks(settings):
         for data in sizes:
-            hidden, values = size_curve(rows, task, data)
-            depth, where, low, high, verdict = dip_interval(values)
-            smallest = [line for line in rows if (line["task"], line["data"], line["hidden"]) == (task, data, hidden[0])]
-            verdict = "undecided" if verdict == "no dip" and majority(smallest) != "progression" else verdict
+            hidden, depth, where, low, high, verdict = dip_of(rows, task, data)
             place = f" at d = {hidden[where]}" if where else ""
             found[task, data] = verdict, f"{verdict}, {with_interval(depth, low, high)}{place}"
             paper = PAPER_DIPS.get((task, data), "-") if settings.p == 113 else "-"
             unclear = paper == "-" or verdict == "undecided" or ("shallow" in paper and verdict == "no dip")
-            claims.append(claim(f"{task}, D = {data}: whether accuracy dips, n = {values.shape[1]}", paper, found[task, data][1],
+            claims.append(claim(f"{task}, D = {data}: whether accuracy dips, n = {settings.seeds}", paper, found[task, data][1],
                                 None if unclear else (paper == "no dip") == (verdict == "no dip")))
     return found, claims
 

@@ -219,8 +219,9 @@ def judge_suppression(settings, rows):
     seen = ", ".join(f"{best(mixed[params]):.2f} at {label[params]} (alone {best(alone[params]):.2f})" for params in held)
     tried, first = known_sizes(alone, mixed), threshold(rows, 0.9, 0, False)
     testable = first and any(params < PAPER_RATIO / 3 * first for params in tried)
-    fails = claim(f"fig 8: beside {settings.memorize[0]} memorized labels addition fails", f"near 0 (below {FLOOR})",
-                  seen or "at no size", any(best(mixed[params]) < FLOOR for params in held) if testable else None)
+    fails = claim("fig 8: addition fails beside memorization", f"near 0 (below {FLOOR})",
+                  f"+ {settings.memorize[0]}: {seen or 'at no size'}",
+                  any(best(mixed[params]) < FLOOR for params in held) if testable else None)
     larger = [params for params, lines in mixed.items() if held and params > held[-1] and best(lines) >= 0.9]
     measured = f"not up to the largest size, by step {settings.steps}" if held else "no size was held back"
     if larger:

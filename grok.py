@@ -35,8 +35,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from common import COLORS, ENOUGH, FLOOR, Settings, beyond, by_cell, claim, count_dynamics, dip_interval, ends, fail, first_step
-from common import interval, majority, option, parameters, reproduce, resampled_means, size_curve, tail, with_interval
+from common import COLORS, ENOUGH, FLOOR, Settings, beyond, by_cell, claim, count_dynamics, dip_of, ends, fail, first_step
+from common import interval, majority, option, parameters, reproduce, resampled_means, tail, with_interval
 
 DYNAMICS = ("progression", "ungrokking", "semi-grokking", "grokking")
 
@@ -107,7 +107,7 @@ def draw_dynamics(settings, rows, curves):
         row[0].set_ylabel(label)
         if len(measures) > 1:
             row[-1].legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.suptitle(f"Four training dynamics of (a + b) mod {settings.p}, and the circuits beneath (a line per seed)")
+    figure.suptitle(f"Training dynamics of (a + b) mod {settings.p}, and the circuits beneath (a line per seed)")
     return figure
 
 
@@ -130,7 +130,7 @@ def draw_progression(settings, rows, curves):
     axes[0, 0].set_ylabel("accuracy")
     axes[1, 0].set_ylabel("parameter norm")
     cell = f"hidden {lines[0]['hidden']}, D = {lines[0]['data']}, p = {settings.p}"
-    figure.suptitle(f"Progression differs from seed to seed ({cell}; seeds {lines[0]['seed']} to {lines[-1]['seed']})")
+    figure.suptitle(f"Seed by seed: {cell}, seeds {lines[0]['seed']} to {lines[-1]['seed']}")
     return figure
 
 
@@ -142,15 +142,17 @@ def draw(settings, rows, curves):
 # claims
 
 
-def norm_change(p, steps, accuracy, norm):
+def norm_change(p, accuracy, norm):
     """Relative change of the norm while validation accuracy rises from 1/10 to 9/10 of its best.
 
-    None where the best is below FLOOR, or a tenth of it no more than guessing reaches, 1 / p.
+    From the last evaluation below 1/10 before the first at 9/10: guessing, 1 / p, varies. None where the best is below FLOOR,
+    or a tenth of it no more than guessing reaches.
     """
     if not accuracy.max() >= max(FLOOR, 10 / p):      # NaN too
         return None
-    begin, end = (first_step(steps, accuracy, share * accuracy.max()) for share in (0.1, 0.9))
-    return norm[steps == end][0] / norm[steps == begin][0] - 1
+    end = int(np.argmax(accuracy >= 0.9 * accuracy.max()))
+    begin = np.flatnonzero(accuracy[:end] < 0.1 * accuracy.max()).max(initial=0)
+    return norm[end] / norm[begin] - 1
 
 
 def verdict(text, paper, values, bound, above, style):
@@ -168,7 +170,8 @@ def judge(settings, rows, curves):
     claims = []
     for expected, (lines, _) in found.items():
         known = [line for line in lines if line["dynamic"] != "diverged"]      # of most runs, or nothing is told
-        claims.append(claim(f"fig 2: hidden {lines[0]['hidden']}, D {lines[0]['data']}", expected, count_dynamics(lines),
+        claims.append(claim(f"fig 2: the cell of {expected}", expected,
+                            f"hidden {lines[0]['hidden']}, D {lines[0]['data']}: {count_dynamics(lines)}",
                             majority(known) == expected if len(known) > len(lines) / 2 else None))
     lines, history = found["progression"]
     starts = [first_step(*seed, FLOOR) for line, *seed in zip(lines, history["step"], history["val_acc_unmirrored"])
@@ -183,7 +186,7 @@ def judge(settings, rows, curves):
                         f"{never}/{len(starts)} had not by step {settings.steps}", True if reached and never else None))
     for name, paper in (("progression", "rises"), ("grokking", "falls")):
         history = found[name][1]
-        seeds = zip(history["step"], history["val_acc_unmirrored"], history["norm"])
+        seeds = zip(history["val_acc_unmirrored"], history["norm"])
         changes = [norm_change(settings.p, *seed) for seed in seeds]
         claims.append(verdict(f"fig 9: norm while validation rises, {name}", paper, changes, 0, paper == "rises", "{:+.1%}"))
     return claims + judge_circuits(found["grokking"][1])
@@ -220,7 +223,7 @@ class Plane(Settings):
     hidden: tuple[int, ...] = option("hidden sizes", minimum=1)
     data: tuple[int, ...] = option("training examples D", minimum=1)
     ungrok_hidden: int = option("hidden size of the runs that grok on the largest D and then go on with less", minimum=1)
-    ungrok_data: tuple[int, ...] = option("training examples D that they go on with", minimum=1)
+    ungrok_data: tuple[int, ...] = option("training examples D that they go on with, of these those below it", minimum=1)
     side_seeds: int = option("at most so many seeds for the capacity, and for going on with less", 3, minimum=1)
 
 
@@ -818,19 +821,19 @@ def judge_double_descent(settings, rows, now):
 
     Not for D below the critical size of the largest model either: there accuracy does not come back.
     """
+    text = "double descent for D from the critical size of the largest model to the crossing, not above"
     _, where = crossing(now.hidden, now.critical[0.5], now.capacity)
     if not np.isfinite(where[0]) or np.isfinite(where[1:]).mean() < SURE:
-        return [claim("double descent for D below the crossing, not above", "-", "where the curves cross is not known", None)]
+        return [claim(text, "-", "where the curves cross is not known", None)]
     (low, high), largest = np.nanpercentile(where[1:], ends(settings.seeds)), now.critical[0.5][:, -1]
     returns = np.percentile(largest[1:], ends(settings.seeds)[1])      # the D above which the largest model surely generalizes
     expected = {d: "dip" if returns < d < low else "no dip" if d > high else None for d in now.data}
-    seen = {d: dip_interval(size_curve(plane(rows), "addition", d)[1])[4] for d in now.data}
+    seen = {d: dip_of(plane(rows), "addition", d)[-1] for d in now.data}
     tested = {d: seen[d] == expected[d] for d in now.data if expected[d] and seen[d] != "undecided"}
     both = {expected[d] for d in tested} == {"dip", "no dip"}
     paper, found = (", ".join(f"{d}: {dip}" for d, dip in each.items() if dip) or "-" for each in (expected, seen))
-    return [claim(f"double descent for D from {bounded(largest, now.data, settings.seeds)} (critical size of the largest "
-                  f"model) to {bounded(where, now.data, settings.seeds)} (crossing), not above", paper, found,
-                  False if False in tested.values() else True if both else None)]
+    between = f"{bounded(largest, now.data, settings.seeds)} to {bounded(where, now.data, settings.seeds)}"
+    return [claim(text, paper, f"{between}; {found}", False if False in tested.values() else True if both else None)]
 
 
 def judge_cost(rows):
