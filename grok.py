@@ -223,7 +223,7 @@ class Plane(Settings):
     hidden: tuple[int, ...] = option("hidden sizes", minimum=1)
     data: tuple[int, ...] = option("training examples D", minimum=1)
     ungrok_hidden: int = option("hidden size of the runs that grok on the largest D and then go on with less", minimum=1)
-    ungrok_data: tuple[int, ...] = option("training examples D that they go on with, of these those below it", minimum=1)
+    ungrok_data: tuple[int, ...] = option("D that they go on with; those not below the largest D are left out", minimum=1)
     side_seeds: int = option("at most so many seeds for the capacity, and for going on with less", 3, minimum=1)
 
 
