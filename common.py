@@ -20,6 +20,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import signal
 import sqlite3
 import sys
@@ -402,7 +403,8 @@ def circuits(logits, data):
     circuit_share: share of the logit variance on these pairs that the part explains. circuit_margin: its right
     logit less its largest wrong one, mean over sums; memorization alone makes it negative, since it favours the answers
     of the training examples with a or with b, and those of addition are all wrong here. circuit_spread: standard deviation
-    of the rest of the logits. memory_acc: training accuracy of the rest, what is known without the circuit.
+    of the rest of the logits. memory_acc: training accuracy of the rest, what is known without the circuit; where the part
+    speaks against the right answer, it is left there, since taking that away would teach the rest.
     """
     p, number = data.run.p, torch.arange(data.run.p, device=logits.device)
     x, right = logits - logits.mean(-1, keepdim=True), data.answers[..., None]                # (R, p*p, p), (R, p*p, 1)
@@ -419,6 +421,7 @@ def circuits(logits, data):
     total = (x.square().sum(-1, keepdim=True) * unseen).sum((1, 2, 3))
     rest = (total - (part.square() * count).sum((1, 2, 3))) * pairs / (pairs - used.sum(1))    # unbiased
     margin = part.gather(-1, right[:, :, :1]) - part.scatter(-1, right[:, :, :1], -math.inf).amax(-1, keepdim=True)
+    part = part.scatter(-1, right[:, :, :1], part.gather(-1, right[:, :, :1]).clamp(min=0))
     memory = ((x - part).argmax(-1, keepdim=True) == right).float().where(total.isfinite()[:, None, None, None], math.nan)
     return {"circuit_share": 1 - rest / total, "circuit_margin": mean_over(margin.flatten(1), used),
             "circuit_spread": (rest.clamp(min=0) / pairs / p).sqrt(),
@@ -635,7 +638,12 @@ def train_to_cache(population, options, tick):
         tick(population, step, float(measures["train_acc"].mean()), float(measures["val_acc"].mean()))
     try:
         history = train(population, options.device, options.compile, checkpoint, tell)
-    except torch.cuda.OutOfMemoryError:
+    except Exception as error:
+        if options.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            fail(f"--compile: torch.compile does not work here ({str(error).splitlines()[0]})")
+        on_cpu = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+        if not (on_cpu or isinstance(error, torch.cuda.OutOfMemoryError)):
+            raise
         history = None      # halved below, when what the exception holds is freed
     if history:
         finished = {"runs": [asdict(run) for run in population], "history": history}
@@ -703,6 +711,8 @@ def train_all(populations, options, tick):
                 if isinstance(report, OSError):
                     raise report
                 tick(populations[report[0]], *report[1:])
+            if 2 in status:         # it said why
+                raise SystemExit(2)
             if any(status):
                 raise ChildProcessError(f"a training process ended with status {min(filter(None, status))}")
     finally:
@@ -756,7 +766,8 @@ def sweep(runs, options):
             shown = seconds
             line = (f"{progress(list(at.values()), mine, seconds)} | hidden {run.hidden}, D {run.data}, step {step}: "
                     f"train {train_acc:.2f}, val {val_acc:.2f}")
-            print(f"\r\033[K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
+            fits = line[:shutil.get_terminal_size().columns - 1]       # a longer line wraps, and is not cleared
+            print(f"\r\033[K{fits}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
 
     train_all(mine, options, tick)
     if live:
@@ -890,9 +901,10 @@ def ends(seeds):
     return [2.5, 97.5] if seeds >= ENOUGH else [0, 100]
 
 
-def with_interval(mean, low, high, style="{:.2f}"):
-    """'mean [low, high]' as text, without an interval where it is not known."""
-    return style.format(mean) + ("" if np.isnan(low) else f" [{style.format(low)}, {style.format(high)}]")
+def with_interval(mean, low=np.nan, high=np.nan, style="{:.2f}"):
+    """'mean [low, high]' as text, without an interval where it is not known; '-' where the mean is not."""
+    bounds = "" if np.isnan(low) else f" [{style.format(low)}, {style.format(high)}]"
+    return "-" if np.isnan(mean) else style.format(mean) + bounds
 
 
 def beyond(bound, low, high, above):
@@ -948,6 +960,8 @@ def dip_interval(values):
     error = np.sqrt(deep[1:].var(0) * seeds / max(1, seeds - 1) + 2 / max(1, seeds)**2)
     most = np.percentile(((deep[1:] - deep[0]) / error).max(-1, initial=2), 97.5)
     low, high = (deep[0] - most * error).max(initial=0), np.percentile(deep[1:].max(-1, initial=0), 97.5)
+    if np.isnan(means[1:]).all() or not deep.size:      # fewer than 3 seeds or sizes
+        low = high = np.nan
     if not judgeable(values):
         return depth, where, low, high, "undecided"
     back = means[0, -1] > means[0].max() - DIP
@@ -1195,6 +1209,8 @@ def check(runs):
             fail(f"{data}: of the {run.p**2} pairs of --p {run.p} none is left whose mirror is not trained on; fewer are needed")
         if run.memorize > run.p**2:
             fail(f"--memorize {run.memorize}: --p {run.p} has {run.p**2} pairs, so many at most")
+        if run.hidden > 10_000:
+            fail(f"{hidden}: 10000 at most")
         if run.hidden % run.heads:
             fail(f"{hidden}: must be a multiple of the {run.heads} heads")
 
@@ -1219,8 +1235,8 @@ def begin(options, summary):
     """Begin summary.json, or end with one line: results of another configuration. Returns what was saved, {} for nothing."""
     out, path, wanted, saved = options.out, options.out / "summary.json", summary["configuration"], {}
     if options.fresh:
-        for pattern in ("cache/*.pt*", "summary.json*", "runs.csv*", "cells.csv*", "curves.npz*"):      # with what a kill left
-            for old in out.glob(pattern):
+        for pattern in ("cache/*.pt", "summary.json", "runs.csv", "cells.csv", "curves.npz"):
+            for old in [*out.glob(pattern), *out.glob(pattern + ".*.part")]:       # what a kill left
                 old.unlink(missing_ok=True)
     if path.exists():
         try:
@@ -1311,7 +1327,10 @@ def reproduce(script, doc, **experiments):
             print(f"{script}: {options.scale} scale, {len(runs)} runs, {sum(run.steps for run in runs):,} run-steps, "
                   f"on {device}; results go to {options.out}")
         if "RANK" in os.environ:
-            dist.barrier()
+            try:
+                dist.barrier()
+            except RuntimeError:
+                fail("rank 0 ended before the work began")
         results = None if options.plot_only else sweep(runs, options)
         if rank:
             return

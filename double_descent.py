@@ -77,7 +77,7 @@ def draw_task(top, bottom, rows, task, sizes):
         top.plot(hidden, means[data], color=shade, lw=2.5, zorder=2)
         top.vlines(column, low, high, color=shade, lw=1.5, zorder=2)
         train_acc = np.ma.masked_invalid(size_curve(rows, task, data, "train_acc")[1])      # without the runs that diverged
-        bottom.plot(hidden, train_acc.mean(1), color=shade, lw=2)
+        bottom.plot(hidden, train_acc.mean(1), "-o", ms=3, color=shade, lw=2)
         for size, place, mean, each in zip(hidden, column, means[data], values):
             seeds = cells[task, size, data]
             kind = majority(seeds)
@@ -128,7 +128,8 @@ def draw(settings, rows, curves):
                   title="dynamic of most runs (white: none has most; small dots: of each run)")
     finding = ("Wider models can generalize worse before they generalize better" if "dip" in verdicts else
                "A dip or none: these runs do not tell" if "undecided" in verdicts else "No dip in this range of hidden sizes")
-    figure.suptitle(f"{finding} (mean of {settings.seeds} seeds, 95% interval, step {settings.steps})")
+    points = f"mean of {settings.seeds} seeds, 95% interval" if settings.seeds > 2 else f"mean of seeds: {settings.seeds}"
+    figure.suptitle(f"{finding} ({points}, step {settings.steps})")
     return {"double_descent.png": figure}
 
 
@@ -176,7 +177,10 @@ def sufficient_size(hidden, values, seed=0):
 
 
 def judge_more_data(settings, rows, found):
-    """Prediction 1, of the smallest and the largest D decided; found: {(task, D): (verdict on its dip, what was measured)}."""
+    """Prediction 1, of the smallest and the largest D decided; found: {(task, D): (verdict on its dip, what was measured)}.
+
+    Where both dip, or neither does, all D may lie on one side of the crossing: that does not tell.
+    """
     claims = []
     for task, sizes in tasks(settings):
         if len(sizes) > 1:
@@ -184,9 +188,9 @@ def judge_more_data(settings, rows, found):
             small, *_, large = decided if len(decided) > 1 else sizes
             verdicts, texts = zip(found[task, small], found[task, large])
             figure = " (fig 6)" if task == "addition" else ""
-            claims.append(claim(f"prediction 1{figure}: {task} dips for small D, not for large",
-                                f"dip at {small}, no dip at {large}", "; ".join(texts),
-                                None if "undecided" in verdicts else verdicts == ("dip", "no dip")))
+            claims.append(claim(f"prediction 1{figure}: {task} dips for small D, not for large", "a dip, then none",
+                                f"D = {small}: {texts[0]}; D = {large}: {texts[1]}",
+                                {("dip", "no dip"): True, ("no dip", "dip"): False}.get(verdicts)))
     return claims
 
 
@@ -202,7 +206,8 @@ def judge_harder(settings, rows, found):
         (hidden, hard), (_, easy) = (size_curve(rows, task, data) for task in ("squared_addition", "addition"))
         (dip, _), (easy_dip, _) = found["squared_addition", data], found["addition", data]
         enough, bounds = judgeable(hard) and judgeable(easy), [2.5 / len(both), 100 - 2.5 / len(both)]
-        depths = [below(resampled_means(values, i)).max(-1, initial=0) for i, values in enumerate((hard, easy))]
+        none = 0 if len(hidden) > 2 else np.nan      # of fewer sizes none can dip
+        depths = [below(resampled_means(values, i)).max(-1, initial=none) for i, values in enumerate((hard, easy))]
         difference = depths[0] - depths[1]      # (1 + draws,), each curve with draws of its own
         low, high = np.percentile(difference[1:], bounds)
         by.append(f"D = {data}: by {with_interval(difference[0], low, high)}")
@@ -211,7 +216,8 @@ def judge_harder(settings, rows, found):
         size, easy_size = (sufficient_size(hidden, values, i) for i, values in enumerate((hard, easy)))
         ratio = np.divide(size, easy_size, where=~(np.isinf(size) & np.isinf(easy_size)), out=np.ones(len(size)))
         low, high = np.percentile(ratio[1:], bounds, method="nearest")
-        sizes = (f"more than {hidden[-1]}" if np.isinf(each[0]) else f"{each[0]:.0f}" for each in (size, easy_size))
+        sizes = (f"more than {hidden[-1]}" if np.isinf(each[0]) else with_interval(each[0], style="{:.0f}")
+                 for each in (size, easy_size))
         found_ratio = "" if np.isinf(size[0]) and np.isinf(easy_size[0]) else (
             f", {with_interval(ratio[0], low, high, '{:.1f}')} times")
         times.append(f"D = {data}: d = {' against '.join(sizes)}{found_ratio}")

@@ -156,7 +156,8 @@ def draw(settings, rows, curves):
     """Figures 8 and 10, with the loss on the answer and the circuit's share beneath."""
     figure = Figure(figsize=(9, 9), layout="constrained")
     axes = accuracy, loss, share = figure.subplots(3, 1, sharex=True, height_ratios=(5, 2, 2))
-    colors = dict(zip(settings.memorize, ("#0072B2", "#009E73", "#56B4E9", "#004C78") * len(settings.memorize)))
+    shades = ("#0072B2", "#009E73", "#56B4E9", "#004C78", "#CC79A7", "#F0E442", "#999999")
+    colors = dict(zip(settings.memorize, shades * len(settings.memorize)))
     for i, (memorize, split) in enumerate(series(settings)):
         color = "#D55E00" if split else colors.get(memorize, "#000000")
         found = sizes(rows, memorize, split)

@@ -115,7 +115,7 @@ def draw_progression(settings, rows, curves):
     """Figures 5 and 9: progression seed by seed, accuracy and norm, of the first five seeds, as many as the paper shows."""
     lines, history = next(cells(settings, rows, curves))
     lines = lines[:5]
-    figure = Figure(figsize=(2.6 * len(lines) + 1, 4.6), layout="constrained")
+    figure = Figure(figsize=(2.6 * max(2, len(lines)) + 1, 4.6), layout="constrained")
     axes = figure.subplots(2, len(lines), sharex=True, sharey="row", squeeze=False)
     for i, line in enumerate(lines):
         steps = history["step"][i]
@@ -503,6 +503,20 @@ def bounded(draws, tried, seeds):
 SURE = 0.95      # the share of the draws in which the curves must cross
 
 
+def crossings(now):
+    """The shares of the draws in which the capacity rises above the critical size once, and in which they cross otherwise.
+
+    A critical size out of the range of D is a bound, and beside a capacity that lies there, too, does not tell which is above.
+    """
+    critical, tried = now.critical[0.5][1:], now.data
+    outside = [(critical > tried[-1]) & (now.capacity[1:] > tried[-1]), (critical < tried[0]) & (now.capacity[1:] < tried[0])]
+    known = np.isfinite(critical + now.capacity[1:]) & ~np.logical_or(*outside)
+    above = np.where(known, now.capacity[1:] > critical, np.nan)                              # (draws, sizes)
+    changes = abs(np.diff(above)).sum(1)
+    once = (changes == 1) & (above[:, -1] == 1)
+    return once.mean(), ((changes > 0) & ~once).mean()
+
+
 def crossing_place(settings, now, capacity):
     """Where the critical size and a capacity cross, as text, with the share of the draws in which they do."""
     size, where = crossing(now.hidden, now.critical[0.5], capacity)
@@ -575,7 +589,7 @@ def draw_diagram(settings, rows, now):
     axis.set_xticks(x, labels=map(str, now.hidden))
     axis.tick_params(labelsize=12)
     place = f"d = {bounded(size, now.hidden, settings.seeds)}, D = {bounded(where, now.data, settings.seeds)}"
-    finding = f"The curves cross at {place}" if np.isfinite(size[1:]).mean() >= SURE else "Which circuit wins, measured"
+    finding = f"The curves cross at {place}" if crossings(now)[0] >= SURE else "Which circuit wins, measured"
     axis.set_title(f"{finding}\n(a + b) mod {settings.p} at step {settings.steps}; a cell is divided by its {settings.seeds} "
                    "seeds; thin lines: 95% interval; circles: crossings", fontsize=12)
     return figure
@@ -729,11 +743,13 @@ def judge_paper_numbers(settings, rows, now):
             claims.append(claim(f"fig 3: accuracy at d = {h}, D = {d}", f"{'' if perfect else 'not '}near perfect (0.9)",
                                 with_interval(mean, low, high), beyond(0.9, low, high, perfect)))
     sizes = (now.hidden >= 32) & (now.hidden <= 64)
+    known = by_cell([line for line in plane(rows) if line["dynamic"] != "diverged"], "hidden", "data")
     early = [np.median([line["memorized_at"] or np.inf for line in lines])
-             for (h, _), lines in runs.items() if h in now.hidden[sizes]]
+             for (h, _), lines in known.items() if h in now.hidden[sizes]]
     if early:
+        steps = [in_range(each, (0, settings.steps)) for each in (min(early), max(early))]
         claims.append(claim("fig 3: models of d = 32 to 64 learn their training set within a tenth of the steps", "quickly",
-                            f"median of a cell's runs: step {min(early):.0f} to {max(early):.0f}",
+                            f"median of a cell's runs: step {' to '.join(steps)}",
                             max(early) <= settings.steps / 10))
     sizes &= within(now.critical[FLOOR], now.data) & within(now.critical[0.9], now.data)
     if sizes.any():
@@ -754,10 +770,10 @@ def judge_capacity(settings, rows, curves, before, now):
     low, high = np.percentile(rise, ends(min(settings.seeds, settings.side_seeds)), axis=0)   # from each size to the next
     at = np.nanargmax(abs(grown)) if np.isfinite(grown).any() else 0
     claims = [claim("fig 4: memorization capacity rises with size", "rises",
-                    ", ".join(f"{examples:.0f} (d = {h})" for h, examples in zip(now.hidden, now.capacity[0])),
+                    ", ".join(f"{with_interval(each, style='{:.0f}')} (d = {h})" for h, each in zip(now.hidden, now.capacity[0])),
                     False if (high <= 0).any() else True if len(low) and (low > 0).all() else None),
               claim("capacity: change over the second half of the steps", "(converged: 2%)",
-                    f"{grown[at]:+.1%} at most (d = {now.hidden[at]})",
+                    f"{with_interval(grown[at], style='{:+.1%}')} at most (d = {now.hidden[at]})",
                     None if np.isnan(grown).any() else (abs(grown) < 0.02).all())]
     for h in now.hidden[partly]:
         params = parameters(settings.run("random", h, 1, 0))
@@ -774,13 +790,10 @@ def judge_crossing(settings, now):
     A yes where the capacity rises above the critical size once, and does not fall below it, in a share SURE of the draws; a no
     where they cross in another way in as many. Undecided where they do not: they may beyond the sizes tried.
     """
-    above = now.capacity > now.critical[0.5]                                                  # (1 + draws, sizes)
-    changes = np.diff(above).sum(1)
-    once = (changes == 1) & above[:, -1]
-    sure, otherwise = (both_known(now) and each[1:].mean() >= SURE for each in (once, (changes > 0) & ~once))
+    once, otherwise = crossings(now)
     place, mirrored = (crossing_place(settings, now, each) for each in (now.capacity, mirrored_once(now.capacity, settings.p)))
     return [claim("fig 1: the two curves cross once", "once", f"{place}; mirrored pairs counted once: {mirrored}",
-                  True if sure else False if otherwise else None)]
+                  True if once >= SURE else False if otherwise >= SURE else None)]
 
 
 def judge_zones(settings, rows, now):
@@ -823,7 +836,7 @@ def judge_double_descent(settings, rows, now):
     """
     text = "double descent for D from the critical size of the largest model to the crossing, not above"
     _, where = crossing(now.hidden, now.critical[0.5], now.capacity)
-    if not np.isfinite(where[0]) or np.isfinite(where[1:]).mean() < SURE:
+    if not np.isfinite(where[0]) or crossings(now)[0] < SURE:
         return [claim(text, "-", "where the curves cross is not known", None)]
     (low, high), largest = np.nanpercentile(where[1:], ends(settings.seeds)), now.critical[0.5][:, -1]
     returns = np.percentile(largest[1:], ends(settings.seeds)[1])      # the D above which the largest model surely generalizes
@@ -869,7 +882,8 @@ def judge_forgetting(settings, rows, curves, now):
     for less in less_data(settings):
         before, after = (val_acc_at(rows, curves, until, experiment="ungrokking", data=less) for until in (0.5, 1))
         mean, low, high = interval(after)
-        text = f"validation {before.mean():.2f}, by step {2 * settings.steps} {with_interval(mean, low, high)}"
+        text = (f"validation {with_interval(before.mean())}, by step {2 * settings.steps} "
+                f"{with_interval(mean, low, high)}")
         expected = None     # out of range the critical size is a bound
         if now.data[0] <= least and less < least:
             expected = "forgets"

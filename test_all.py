@@ -455,6 +455,18 @@ def test_memorizing_part_leaks_nothing_into_the_circuit():
     assert measures["circuit_share"] < 0.02 and measures["memory_acc"] == 1
 
 
+def test_a_part_that_speaks_against_the_right_answer_teaches_nothing_when_it_is_taken_away():
+    """A memorizer half-way: it knows 3 of 10 training examples, and on other pairs it disfavours the right answer."""
+    p, draw = 31, torch.Generator().manual_seed(0)
+    data = Dataset([Run("addition", p, 4, 400, 5, 1, 1e-3, 0)], "cpu")
+    right = F.one_hot(data.answers, p)
+    knows = data.train & (torch.rand(data.train.shape, generator=draw) < 0.3)
+    logits = torch.randn(1, p * p, p, generator=draw) + right * torch.where(knows, 9.0, -5.0)[..., None]
+    measures, hit = common.circuits(logits, data), (logits.argmax(-1) == data.answers).float()
+    assert measures["circuit_margin"] < -4
+    assert measures["memory_acc"] == pytest.approx(common.mean_over(hit, data.train), abs=0.05)
+
+
 def test_fourier_concentration():
     t = torch.arange(31)[:, None]
     waves = torch.cat([torch.cos(2 * math.pi * k * t / 31) for k in (2, 5, 7)], 1)[None]
@@ -647,7 +659,8 @@ def test_dip_is_the_most_that_a_value_lies_below_the_best_on_both_sides():
         assert dip(means) == (pytest.approx(max(0, *depths)), where)
     assert dip([0.1, 0.6, 0.7, 1.0]) == dip([1.0, 0.6, 0.0]) == dip([0.5, 0.5, 0.5]) == dip([0.1, 0.9]) == (0, None)
     assert np.isnan(dip([0.5, math.nan, 1])[0]) and dip([0.5, math.nan, 1])[1] is None
-    assert common.dip_interval(np.ones((2, 8)))[:5] == (0, None, 0, 0, "undecided")
+    depth, where, low, high, verdict = common.dip_interval(np.ones((2, 8)))
+    assert (depth, where, verdict) == (0, None, "undecided") and np.isnan(low) and np.isnan(high)
     alike = np.tile([[0.0], [1.0], [0.7], [1.0]], (1, 6))      # that six do the same leaves a doubt of half
     assert common.dip_interval(alike)[2] == 0 and common.dip_interval(alike)[4] == "undecided"
     alike[2] = 0
@@ -831,6 +844,33 @@ def test_the_diagram_has_its_cells_where_they_belong():
         assert cell.get_facecolor()[:3] == to_rgb(common.COLORS[kind])
 
 
+def test_curves_that_are_both_out_of_range_do_not_tell_whether_they_cross():
+    settings, rows, curves = made_up_plane(True, seeds=6)
+    now = grok.measured(settings, rows, curves)
+    assert grok.judge_crossing(settings, now)[0]["holds"] is True
+    now.critical[0.5][:, 2:] = 700      # above the largest D, 600, as the capacity of these sizes is
+    crosses, = grok.judge_crossing(settings, now)
+    assert crosses["holds"] is None and grok.crossings(now) == (0, 0)
+    assert "cross" not in grok.draw_diagram(settings, rows, now).axes[0].get_title().split("\n")[0]
+
+
+def test_runs_that_diverged_do_not_speak_against_memorizing_quickly():
+    settings, rows, curves = made_up_plane(True)
+    rows = [{**line, "memorized_at": 5} for line in rows]
+
+    def quickly():
+        now = grok.measured(settings, rows, curves)
+        claims = grok.judge_paper_numbers(replace(settings, p=113), rows, now)
+        return [c for c in claims if "learn their training set" in c["claim"]]
+    assert quickly()[0]["holds"] is True and quickly()[0]["measured"].endswith("step 5 to 5")
+    for line in rows:
+        line.update({"dynamic": "diverged", "memorized_at": None} if line["seed"] else {})
+    assert quickly()[0]["holds"] is True
+    for line in rows:
+        line.update(memorized_at=None)
+    assert quickly()[0]["holds"] is False and quickly()[0]["measured"].endswith("step > 100 to > 100")
+
+
 @pytest.mark.parametrize("dips_at, holds", [((400, 500), True), ((300, 400, 500), True), ((600,), False), ((400, 600), False)])
 def test_where_the_diagram_predicts_double_descent(dips_at, holds):
     settings, rows, curves = made_up_plane(True, seeds=6)      # the curves cross at D = 530, and the largest model's is at 350
@@ -966,7 +1006,8 @@ def test_the_numbers_of_figure_3_are_compared(shift, span, step, holds):
     """Two sizes whose accuracy rises where the paper says, or shift later and over another span of D."""
     middle, data = {32: 3400 + shift, 64: 2600 + shift}, np.arange(1000, 9001, 200)
     rows = [{"experiment": "plane", "hidden": h, "data": d, "val_acc_unmirrored": np.clip(0.5 + (d - at) / span, 0, 1),
-             "memorized_at": step, "steps": 10000} for h, at in middle.items() for d in data for _ in range(3)]
+             "memorized_at": step, "steps": 10000, "dynamic": "grokking"}
+            for h, at in middle.items() for d in data for _ in range(3)]
     critical = {level: np.tile([at + (level - 0.5) * span for at in middle.values()], (5, 1)) for level in grok.LEVELS}
     now = grok.Measured(np.array([32, 64]), data, None, None, critical, None)
     assert [c["holds"] for c in grok.judge_paper_numbers(grok.PLANES["paper"], rows, now)] == holds
@@ -1205,9 +1246,10 @@ def test_a_curve_with_a_cell_that_diverged_is_labelled_where_it_is_known():
 
 @pytest.mark.parametrize("dips, verdicts", [
     ((True, False, True), (True, True)),
-    ((True, True, True), (False, False)),
-    ((False, False, True), (False, True)),
-    ((False, False, False), (False, None))])      # no dip of addition, beside which that of the harder task could be less deep
+    ((True, True, True), (None, False)),       # all D may lie below the crossing, or above it
+    ((False, False, True), (None, True)),
+    ((False, True, True), (False, False)),
+    ((False, False, False), (None, None))])      # no dip of addition, beside which that of the harder task could be less deep
 def test_predictions_can_come_out_either_way(dips, verdicts):
     rows = made_up_rows(*dips)
     claims = double_descent.judge(DIPS, rows, {})
@@ -1236,7 +1278,7 @@ def test_a_d_at_which_even_the_largest_model_fails_does_not_decide_prediction_1(
     less = [{**line, "data": 20, "val_acc_unmirrored": 0.3 if line["hidden"] == 4 else 0.01}
             for line in rows if (line["task"], line["data"]) == ("addition", 40)]
     first, *_ = double_descent.judge(replace(DIPS, data=(20, 40, 60)), [*rows, *less], {})
-    assert first["holds"] is True and first["paper"] == "dip at 40, no dip at 60"
+    assert first["holds"] is True and re.match("D = 40: dip, .*; D = 60: no dip", first["measured"])
 
 
 def test_a_harder_task_that_has_not_come_back_does_not_dip_less():
@@ -1416,7 +1458,7 @@ def test_a_summary_that_is_lost_claims_no_speed(copied):
 
 def test_fresh_removes_what_is_its_own_and_nothing_else(tmp_path):
     own = ["cache/population-0.pt", "cache/unfinished-0.pt.7.part", "runs.csv.7.part", "cells.csv", "summary.json"]
-    others = ["film.mkv.part", "sub/runs.csv", "cache/lock", "notes.csv"]
+    others = ["film.mkv.part", "sub/runs.csv", "cache/lock", "notes.csv", "runs.csv.bak", "curves.npz.old"]
     for name in own + others:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
@@ -1732,6 +1774,17 @@ def test_progress_tells_what_was_made_and_what_is_left(tmp_path, monkeypatch, ca
                         lines[-1])
 
 
+def test_the_live_line_stays_on_one_line(tmp_path, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(common.shutil, "get_terminal_size", lambda: os.terminal_size((40, 20)))
+    monkeypatch.setattr(common.time, "monotonic", iter(range(10**6)).__next__)
+    common.sweep(runs_of(2, steps=60), sweep_options(tmp_path))
+    lines = terminal.getvalue().split("\r\033[K")
+    assert len(lines) > 3 and max(map(len, lines)) == 39 and "\n" not in lines[-2]
+
+
 def test_the_work_of_a_run_that_goes_on_with_less_data_is_that_of_both_halves():
     run = runs_of(1, data=40)[0]
     halves = common.work([run]), common.work([replace(run, data=80)])
@@ -1756,8 +1809,17 @@ def test_out_of_memory_packs_less(tmp_path, monkeypatch):
         return real(runs, *rest)
     monkeypatch.setattr(common, "train", small)
     assert list(common.sweep(runs_of(7, steps=5), sweep_options(tmp_path))) == runs_of(7, steps=5)
-    monkeypatch.setattr(common, "train", mock.Mock(side_effect=torch.cuda.OutOfMemoryError("too much")))
-    one_clear_line(here(*TINY, "--out", tmp_path / "none"), "too little memory for one run", "--hidden")
+    for error in torch.cuda.OutOfMemoryError("too much"), RuntimeError("DefaultCPUAllocator: can't allocate memory"):
+        monkeypatch.setattr(common, "train", mock.Mock(side_effect=error))
+        one_clear_line(here(*TINY, "--out", tmp_path / "none"), "too little memory for one run", "--hidden")
+        done = here(*TINY, "--threads", 2, "--out", tmp_path / "none")      # its processes say it where this one does not see
+        assert done.returncode == 2 and not done.stderr
+
+
+def test_a_compiler_that_is_missing_is_named(tmp_path, monkeypatch):
+    error = type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"})("no C++ compiler\nmore")
+    monkeypatch.setattr(common, "train", mock.Mock(side_effect=error))
+    one_clear_line(here(*TINY, "--compile", "--out", tmp_path), "--compile", "no C++ compiler")
 
 
 # options
