@@ -628,6 +628,12 @@ def pack(runs, device):
     return sorted(populations, key=work, reverse=True)
 
 
+def check_compiler(error):
+    """End with one line if this error is that of torch.compile: no C++ compiler, no Triton."""
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        fail(f"--compile: torch.compile does not work here ({str(error).splitlines()[0]})")
+
+
 def train_to_cache(population, options, tick):
     """Train a population, or go on with one, and save its histories; in halves where the device's memory is too small."""
     name = hashlib.sha256(repr(population).encode()).hexdigest()[:16]
@@ -639,8 +645,7 @@ def train_to_cache(population, options, tick):
     try:
         history = train(population, options.device, options.compile, checkpoint, tell)
     except Exception as error:
-        if options.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            fail(f"--compile: torch.compile does not work here ({str(error).splitlines()[0]})")
+        check_compiler(error)
         on_cpu = isinstance(error, RuntimeError) and "allocate memory" in str(error)
         if not (on_cpu or isinstance(error, torch.cuda.OutOfMemoryError)):
             raise
@@ -1428,6 +1433,11 @@ def benchmark():
                  "products": matrix_products(runs[0], count, device)}
     if options.compile:
         functions["compiled"] = step(runs, compiled=True)[0]
+        try:
+            functions["compiled"]()
+        except Exception as error:
+            check_compiler(error)
+            raise
     if device.startswith("cuda"):
         for name, compiled in (("cuda graph", False), ("compiled cuda graph", True))[:1 + options.compile]:
             packed, packed_optimizer = step(runs, compiled)
