@@ -461,7 +461,7 @@ def test_a_part_that_speaks_against_the_right_answer_teaches_nothing_when_it_is_
     data = Dataset([Run("addition", p, 4, 400, 5, 1, 1e-3, 0)], "cpu")
     right = F.one_hot(data.answers, p)
     knows = data.train & (torch.rand(data.train.shape, generator=draw) < 0.3)
-    logits = torch.randn(1, p * p, p, generator=draw) + right * torch.where(knows, 9.0, -5.0)[..., None]
+    logits = torch.randn(1, p * p, p, generator=draw) + right * torch.where(knows, 9.0, -5.0 * ~data.train)[..., None]
     measures, hit = common.circuits(logits, data), (logits.argmax(-1) == data.answers).float()
     assert measures["circuit_margin"] < -4
     assert measures["memory_acc"] == pytest.approx(common.mean_over(hit, data.train), abs=0.05)
@@ -1814,6 +1814,9 @@ def test_out_of_memory_packs_less(tmp_path, monkeypatch):
         one_clear_line(here(*TINY, "--out", tmp_path / "none"), "too little memory for one run", "--hidden")
         done = here(*TINY, "--threads", 2, "--out", tmp_path / "none")      # its processes say it where this one does not see
         assert done.returncode == 2 and not done.stderr
+    monkeypatch.setattr(common, "train", mock.Mock(side_effect=RuntimeError("another error")))
+    with pytest.raises(RuntimeError, match="another error"):
+        here(*TINY, "--out", tmp_path / "none")
 
 
 def test_a_compiler_that_is_missing_is_named(tmp_path, monkeypatch):
