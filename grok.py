@@ -844,9 +844,10 @@ def judge_double_descent(settings, rows, now):
     seen = {d: dip_of(plane(rows), "addition", d)[-1] for d in now.data}
     tested = {d: seen[d] == expected[d] for d in now.data if expected[d] and seen[d] != "undecided"}
     both = {expected[d] for d in tested} == {"dip", "no dip"}
-    paper, found = (", ".join(f"{d}: {dip}" for d, dip in each.items() if dip) or "-" for each in (expected, seen))
+    ours, found = (", ".join(f"{d}: {dip}" for d, dip in each.items() if dip) for each in (expected, seen))
     between = f"{bounded(largest, now.data, settings.seeds)} to {bounded(where, now.data, settings.seeds)}"
-    return [claim(text, paper, f"{between}; {found}", False if False in tested.values() else True if both else None)]
+    return [claim(text, f"(from the curves: {ours})" if ours else "-", f"{between}; {found}",
+                  False if False in tested.values() else True if both else None)]
 
 
 def judge_cost(rows):

@@ -879,7 +879,7 @@ def test_where_the_diagram_predicts_double_descent(dips_at, holds):
         line["val_acc_unmirrored"] = shape[settings.hidden.index(line["hidden"])]
     now = grok.measured(settings, rows, curves)
     dips, = grok.judge_double_descent(settings, rows, now)
-    assert dips["paper"] == "400: dip, 500: dip, 600: no dip" and dips["holds"] is holds
+    assert dips["paper"] == "(from the curves: 400: dip, 500: dip, 600: no dip)" and dips["holds"] is holds
     for line in grok.plane(rows):      # where the smallest models memorize, no dip may only be one cut off
         line["dynamic"] = "ungrokking"
     dips, = grok.judge_double_descent(settings, rows, now)
