@@ -965,7 +965,7 @@ def dip_interval(values):
     error = np.sqrt(deep[1:].var(0) * seeds / max(1, seeds - 1) + 2 / max(1, seeds)**2)
     most = np.percentile(((deep[1:] - deep[0]) / error).max(-1, initial=2), 97.5)
     low, high = (deep[0] - most * error).max(initial=0), np.percentile(deep[1:].max(-1, initial=0), 97.5)
-    if np.isnan(means[1:]).all() or not deep.size:      # fewer than 3 seeds or sizes
+    if not deep.size:      # fewer than 3 sizes
         low = high = np.nan
     if not judgeable(values):
         return depth, where, low, high, "undecided"

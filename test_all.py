@@ -1273,6 +1273,12 @@ def test_sizes_that_cut_a_dip_in_half_do_not_speak_against_it(curve):
     assert {c["holds"] for c in double_descent.judge(replace(DIPS, hidden=tuple(curve)), rows, {})[:2]} == {None}
 
 
+def test_two_sizes_have_no_interval_of_a_dip():
+    rows = [line for line in made_up_rows(True, True, True) if line["hidden"] < 16]
+    dips = [c["measured"] for c in double_descent.judge(replace(DIPS, hidden=(4, 8)), rows, {}) if "dip" in c["claim"]]
+    assert len(dips) > 4 and not any("[0.00" in measured for measured in dips)
+
+
 def test_a_d_at_which_even_the_largest_model_fails_does_not_decide_prediction_1():
     rows = made_up_rows(True, False, True)
     less = [{**line, "data": 20, "val_acc_unmirrored": 0.3 if line["hidden"] == 4 else 0.01}
@@ -1713,6 +1719,8 @@ def test_double_descent_by_its_command_line_and_two_ranks_one_of_them_killed_giv
     done = python(*launch, HERE / "double_descent.py", *arguments, "--out", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "two" / "runs.csv").read_bytes() == (tmp_path / "one" / "runs.csv").read_bytes()
+    done = python(*launch, HERE / "double_descent.py", *arguments, "--lr", 0.5, "--out", tmp_path / "two")
+    assert done.returncode != 0 and "holds results with lr" in done.stderr and "rank 0 ended" in done.stderr
 
 
 # the sweep
@@ -1872,7 +1880,7 @@ def test_every_preset_is_possible_and_the_papers_has_its_runs():
     (["--scale", "huge"], "--scale"), (["--sedes", "3"], "--sedes"), (["--seed", "3"], "--seed"),
     (["--device", "meta"], "--device"), (["--threads", "0"], "--threads"), (["--p", "5"], "--p 5"),
     (["--p", "11", "--data", "121", "60", "60", "60"], "--data 121"), (["--hidden", "6", "8", "8", "8"], "--hidden 6"),
-    (["--precision", "tf32"], "--precision"),
+    (["--precision", "tf32"], "--precision"), (["--hidden", "10004", "8", "8", "8"], "--hidden 10004"),
     (["--hidden", "8"], "--hidden"), (["--out", "/dev/null/x"], "--out"), (["--out", "README.md"], "--out")])
 def test_bad_options_end_in_one_line_before_any_work(arguments, named, tmp_path, monkeypatch):
     monkeypatch.setattr(common, "sweep", lambda *_: pytest.fail("work began"))
