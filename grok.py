@@ -4,7 +4,7 @@ circuits measured beneath, and the two curves that decide between them (figures 
 A 1-layer transformer learns (a + b) mod p from D of the p*p pairs. Two circuits compete in it: one memorizes, one
 generalizes. Which wins, and when, depends on the hidden size and on D:
 
-    progression     too small to memorize: it generalizes while it still learns the training set
+    progression     too small to memorize first, or faster: it generalizes while it still learns the training set
     ungrokking      memorizes and stays there (by the last step; Varma et al. 2023 use the word for a grokked network
                     that regresses when trained on with less data)
     semi-grokking   memorizes, then generalizes late and in part
@@ -15,11 +15,11 @@ generalizes. Which wins, and when, depends on the hidden size and on D:
     python grok.py phase                  a laptop's CPU, about a minute
     python grok.py phase --scale small    p = 59, 11 seeds, 23 minutes on two cores
 
-Expect dynamics.png with one column per dynamic: after memorizing, validation accuracy leaves the floor late or never, and
-the circuit beneath it, measured in the logits, has been growing before; and progression.png, seed by seed. From phase, expect
-phase.png, the paper's hand-drawn diagram from real runs: the critical dataset size falls with model size, the
-memorization capacity rises, and they cross; measures.png shows what it is made of, what each circuit costs in parameter
-norm, and grokked runs that forget when they are trained on with less data. Each ends with a verdict on every claim.
+Expect dynamics.png with one column per dynamic: after memorizing, validation accuracy leaves the floor late or never, and the
+circuit beneath it, measured in the logits, has been growing before; and progression.png, seed by seed. From phase, expect
+phase.png, the paper's drawn diagram, measured: the critical dataset size falls with model size, the memorization capacity
+rises, and they cross; measures.png shows what it is made of, what each circuit costs in parameter norm, and grokked runs that
+forget when they are trained on with less data. Each ends with a verdict on every claim.
 """
 # /// script
 # requires-python = ">=3.10"
@@ -246,7 +246,7 @@ def less_data(settings):
 
 
 def phase_grid(settings):
-    """The runs: the plane, random labels on all pairs for the capacity (figure 4), and the true ungrokking."""
+    """The runs: the plane, random labels on all pairs for the capacity (figure 4), and forgetting, experiment ungrokking."""
     if len(set(settings.hidden)) < 2 or len(set(settings.data)) < 2:
         fail("--hidden and --data: at least two values of each are needed for a phase diagram")
     if not less_data(settings):
@@ -898,7 +898,7 @@ def judge_forgetting(settings, rows, curves, now):
 
 
 def judge_phase(settings, rows, curves):
-    """The paper's claims on figures 1, 3 and 4, on what the circuits cost, and the true ungrokking."""
+    """The paper's claims on figures 1, 3 and 4, on what the circuits cost, and on forgetting."""
     before, now = (measured(settings, rows, curves, until) for until in (0.5, 1.0))
     return [*judge_critical(settings, before, now), *judge_paper_numbers(settings, rows, now),
             *judge_capacity(settings, rows, curves, before, now), *judge_cost(rows), *judge_crossing(settings, now),

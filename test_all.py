@@ -1720,7 +1720,7 @@ def test_double_descent_by_its_command_line_and_two_ranks_one_of_them_killed_giv
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "two" / "runs.csv").read_bytes() == (tmp_path / "one" / "runs.csv").read_bytes()
     done = python(*launch, HERE / "double_descent.py", *arguments, "--lr", 0.5, "--out", tmp_path / "two")
-    assert done.returncode != 0 and "holds results with lr" in done.stderr and "rank 0 ended" in done.stderr
+    assert done.returncode != 0 and "holds results with lr" in done.stderr and "barrier" not in done.stderr
 
 
 # the sweep
