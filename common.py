@@ -420,8 +420,10 @@ def circuits(logits, data):
     used = count.flatten(1) > 0                                                               # (R, groups)
     total = (x.square().sum(-1, keepdim=True) * unseen).sum((1, 2, 3))
     rest = (total - (part.square() * count).sum((1, 2, 3))) * pairs / (pairs - used.sum(1))    # unbiased
-    margin = part.gather(-1, right[:, :, :1]) - part.scatter(-1, right[:, :, :1], -math.inf).amax(-1, keepdim=True)
-    part = part.scatter(-1, right[:, :, :1], part.gather(-1, right[:, :, :1]).clamp(min=0))
+    at = right[:, :, :1]
+    lead = part.gather(-1, at)
+    margin = lead - part.scatter(-1, at, -math.inf).amax(-1, keepdim=True)
+    part = part.scatter(-1, at, lead.clamp(min=0))
     memory = ((x - part).argmax(-1, keepdim=True) == right).float().where(total.isfinite()[:, None, None, None], math.nan)
     return {"circuit_share": 1 - rest / total, "circuit_margin": mean_over(margin.flatten(1), used),
             "circuit_spread": (rest.clamp(min=0) / pairs / p).sqrt(),
@@ -485,7 +487,14 @@ def training_step(model, optimizer, data, compiled):
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()
-    return step
+
+    def compiled_step():
+        """The same, or one clear line where there is no compiler."""
+        try:
+            step()
+        except torch._dynamo.exc.TorchDynamoException as error:
+            fail(f"--compile: torch.compile does not work here ({str(error).splitlines()[0]})")
+    return compiled_step if compiled else step
 
 
 def capture(step, optimizer):
@@ -628,12 +637,6 @@ def pack(runs, device):
     return sorted(populations, key=work, reverse=True)
 
 
-def check_compiler(error):
-    """End with one line if this error is that of torch.compile: no C++ compiler, no Triton."""
-    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        fail(f"--compile: torch.compile does not work here ({str(error).splitlines()[0]})")
-
-
 def train_to_cache(population, options, tick):
     """Train a population, or go on with one, and save its histories; in halves where the device's memory is too small."""
     name = hashlib.sha256(repr(population).encode()).hexdigest()[:16]
@@ -644,10 +647,8 @@ def train_to_cache(population, options, tick):
         tick(population, step, float(measures["train_acc"].mean()), float(measures["val_acc"].mean()))
     try:
         history = train(population, options.device, options.compile, checkpoint, tell)
-    except Exception as error:
-        check_compiler(error)
-        on_cpu = isinstance(error, RuntimeError) and "allocate memory" in str(error)
-        if not (on_cpu or isinstance(error, torch.cuda.OutOfMemoryError)):
+    except RuntimeError as error:       # on a CPU one without a class of its own
+        if not isinstance(error, torch.cuda.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         history = None      # halved below, when what the exception holds is freed
     if history:
@@ -939,6 +940,11 @@ def below(means):
     return np.minimum(means[..., before], means[..., after]) - means[..., at]
 
 
+def deepest(means):
+    """Depth of the deepest dip of curves (..., sizes), 0 where there is none, NaN where there are fewer than 3 sizes: (...)."""
+    return below(means).max(-1).clip(0) if means.shape[-1] > 2 else np.full(means.shape[:-1], np.nan)
+
+
 def judgeable(values):
     """Whether values (sizes, seeds) are enough for a verdict on a dip, both ways: 3 sizes, and 6 seeds known at each."""
     return len(values) >= 3 and np.isfinite(values).sum(-1).min() >= ENOUGH
@@ -948,7 +954,7 @@ def dip_interval(values):
     """Depth of the dip of values (sizes, seeds), its index, its 95% interval, and the verdict on it.
 
     The depth is the most that a mean lies below both the best before and the best after it: 0, and no index, for a curve that
-    only rises or falls, NaN and none where all seeds of a size diverged.
+    only rises or falls, NaN and none where all seeds of a size diverged, or of fewer than 3 sizes.
 
     'dip' where the depth is above DIP and some triple of sizes surely dips: its difference is above 0 by more standard
     errors than the largest error over all triples has in 97.5% of the draws (max-t), and by how much is the lower end.
@@ -960,13 +966,12 @@ def dip_interval(values):
     """
     means, seeds = resampled_means(values), int(np.isfinite(values).sum(-1).min(initial=values.shape[-1]))
     deep = below(means)
-    depth = float(deep[0].max(initial=0))
+    depths = deepest(means)
+    depth = float(depths[0])
     where = int(triples(len(values))[1][deep[0].argmax()]) if depth > 0 else None
     error = np.sqrt(deep[1:].var(0) * seeds / max(1, seeds - 1) + 2 / max(1, seeds)**2)
     most = np.percentile(((deep[1:] - deep[0]) / error).max(-1, initial=2), 97.5)
-    low, high = (deep[0] - most * error).max(initial=0), np.percentile(deep[1:].max(-1, initial=0), 97.5)
-    if not deep.size:      # fewer than 3 sizes
-        low = high = np.nan
+    low, high = (deep[0] - most * error).max(initial=0), np.percentile(depths[1:], 97.5)
     if not judgeable(values):
         return depth, where, low, high, "undecided"
     back = means[0, -1] > means[0].max() - DIP
@@ -1433,11 +1438,6 @@ def benchmark():
                  "products": matrix_products(runs[0], count, device)}
     if options.compile:
         functions["compiled"] = step(runs, compiled=True)[0]
-        try:
-            functions["compiled"]()
-        except Exception as error:
-            check_compiler(error)
-            raise
     if device.startswith("cuda"):
         for name, compiled in (("cuda graph", False), ("compiled cuda graph", True))[:1 + options.compile]:
             packed, packed_optimizer = step(runs, compiled)

@@ -27,7 +27,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from common import COLORS, ENOUGH, FLOOR, Settings, below, beyond, by_cell, claim, dip_of, interval, judgeable, majority
+from common import COLORS, ENOUGH, FLOOR, Settings, below, beyond, by_cell, claim, deepest, dip_of, interval, judgeable, majority
 from common import option, reproduce, resampled_means, size_curve, triples, with_interval
 
 
@@ -206,8 +206,7 @@ def judge_harder(settings, rows, found):
         (hidden, hard), (_, easy) = (size_curve(rows, task, data) for task in ("squared_addition", "addition"))
         (dip, _), (easy_dip, _) = found["squared_addition", data], found["addition", data]
         enough, bounds = judgeable(hard) and judgeable(easy), [2.5 / len(both), 100 - 2.5 / len(both)]
-        none = 0 if len(hidden) > 2 else np.nan      # of fewer sizes none can dip
-        depths = [below(resampled_means(values, i)).max(-1, initial=none) for i, values in enumerate((hard, easy))]
+        depths = [deepest(resampled_means(values, i)) for i, values in enumerate((hard, easy))]
         difference = depths[0] - depths[1]      # (1 + draws,), each curve with draws of its own
         low, high = np.percentile(difference[1:], bounds)
         by.append(f"D = {data}: by {with_interval(difference[0], low, high)}")
