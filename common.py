@@ -254,15 +254,17 @@ class Block(nn.Module):
         The query is that of '=' in every example, and keys and values depend on a token and its position alone. So
         softmax(scores) @ values, a ratio of sums over positions of exp(score) * value and of exp(score), needs its
         terms once per row of the table and then one look-up per example: exact, not an approximation, as long as a
-        head's scores lie within 170 of each other, the range of exp in float32 (70 was seen).
+        head's scores lie within 160 of each other, about the range of exp in float32 (70 was seen, but for runs that
+        a learning rate too high all but destroys). Lower scores count as 160 below the highest.
         """
         rows = torch.cat([table, equals], 1)                                                  # (R, rows + 1, d)
         query = (equals @ self.query).unflatten(-1, (self.heads, -1))                         # (R, 1, heads, d/heads)
         key = (rows @ self.key).unflatten(-1, (self.heads, -1))                               # (R, rows + 1, heads, d/heads)
         value = (rows @ self.value).unflatten(-1, (self.heads, -1))
         score = (key * query).sum(-1) / math.sqrt(query.shape[-1])                            # (R, rows + 1, heads)
-        middle = (score.amax(1, keepdim=True) + score.amin(1, keepdim=True)).detach() / 2     # cancels in the ratio
-        weight = (score - middle).exp()
+        highest, lowest = score.amax(1, keepdim=True), score.amin(1, keepdim=True)
+        middle = torch.maximum((highest + lowest) / 2, highest - 80).detach()                 # cancels in the ratio
+        weight = (score - middle).clamp(min=-80).exp()
         terms = torch.cat([(weight[..., None] * value).flatten(2), weight], -1)               # (R, rows + 1, d + heads)
         found = LookUp.apply(terms[:, :-1].flatten(0, 1), inputs.index, *inputs.inverse)
         total = found.view(len(rows), -1, terms.shape[-1]) + terms[:, -1:]                    # (R, N, d + heads)
@@ -514,12 +516,16 @@ def capture(step, optimizer):
         raise
     except RuntimeError as error:
         print(f"no CUDA graph, slower: {str(error.__context__ or error).splitlines()[0]}", file=sys.stderr)
+        capture.works = False       # torch does not free the memory of a failed capture: no other is tried
         return step
 
     def replay(kept=step):
         """The same step again; kept is what the graph reads and writes, which it does not keep itself."""
         graph.replay()
     return replay
+
+
+capture.works = True
 
 
 def train(runs, device, compiled=False, checkpoint=None, tick=lambda step, measures: None):
@@ -549,7 +555,7 @@ def train(runs, device, compiled=False, checkpoint=None, tick=lambda step, measu
             captured = max(now, WARMUP) + 4     # a CUDA graph repeats one learning rate: after the warm-up, and some plain steps
         if now > 0:
             optimizer.param_groups[0].update(lr=run.lr * min(1, now / WARMUP), capturable=False)
-            if on_gpu and now == captured:
+            if on_gpu and now == captured and capture.works:
                 step = capture(step, optimizer)
             step()
         if now in due:
@@ -614,22 +620,26 @@ def expected_seconds(populations, options):
     """
     torch.set_float32_matmul_precision("high" if options.precision == "tf32" else "highest")
     kind = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
-    x, weight = (torch.randn(n, 512, device=options.device, dtype=kind) for n in (2048, 512))
+    n = 512 if options.device == "cpu" else 2048        # a GPU is done with a small one sooner than it is told of the next
+    x, weight = (torch.randn(rows, n, device=options.device, dtype=kind) for rows in (4 * n, n))
     seconds = seconds_per_call({"product": lambda: x @ weight}, options.device, 5)["product"]
     works = list(map(work, populations))
-    return 3 * max(sum(works) / options.workers, max(works, default=0)) * seconds / (2 * 2048 * 512 * 512)
+    return 3 * max(sum(works) / options.workers, max(works, default=0)) * seconds / (8 * n**3)
 
 
 def pack(runs, device):
-    """Populations, lists of runs of one shape, as large as fits a quarter of the GPU's memory; the dearest first.
+    """Populations, lists of runs of one shape, as large as fits a quarter of a rank's GPU memory; the dearest first.
 
-    On a CPU 2**28 bytes measured fastest. The division depends on the runs and the machine alone, so that ranks agree
-    on it and an interrupted sweep finds its populations again.
+    On a CPU 2**28 bytes measured fastest. The division depends on the runs and the machine alone, so that ranks, on equal
+    GPUs, agree on it and an interrupted sweep finds its populations again.
     """
     shapes, populations = defaultdict(list), []
     for run in runs:
         shapes[replace(run, seed=0, experiment="")].append(run)
-    room = torch.cuda.get_device_properties(device).total_memory // 4 if device.startswith("cuda") else 2**28
+    room = 2**28
+    if device.startswith("cuda"):
+        ranks = math.ceil(int(os.environ.get("LOCAL_WORLD_SIZE", 1)) / torch.cuda.device_count())      # that share a GPU
+        room = torch.cuda.get_device_properties(device).total_memory // 4 // ranks
     for run, same in shapes.items():
         each = 4 * max(run.data + run.memorize, 1.5 * run.p**2) * values_per_example(run)     # a training step or an evaluation
         parts = math.ceil(len(same) / max(1, room // each))
@@ -647,8 +657,9 @@ def train_to_cache(population, options, tick):
         tick(population, step, float(measures["train_acc"].mean()), float(measures["val_acc"].mean()))
     try:
         history = train(population, options.device, options.compile, checkpoint, tell)
-    except RuntimeError as error:       # on a CPU one without a class of its own
-        if not isinstance(error, torch.cuda.OutOfMemoryError) and "allocate memory" not in str(error):
+    except RuntimeError as error:       # on a CPU, and from cuBLAS or CUDA itself, one without a class of its own
+        known = ("allocate memory", "out of memory", "ALLOC_FAILED")
+        if not isinstance(error, torch.cuda.OutOfMemoryError) and not any(words in str(error) for words in known):
             raise
         history = None      # halved below, when what the exception holds is freed
     if history:
@@ -854,6 +865,13 @@ def count_dynamics(rows):
     """What the seeds of a cell went through, the most frequent first: 'grokking 2/3, semi-grokking 1/3'."""
     counts = Counter(line["dynamic"] or "-" for line in rows)
     return ", ".join(f"{name} {count}/{len(rows)}" for name, count in counts.most_common())
+
+
+def size_ticks(axis, places, sizes):
+    """A tick for each hidden size, at these places; upright where so many would run into each other."""
+    many = len(sizes) > 11
+    axis.set_xticks(places, labels=map(str, sizes), rotation=90 * many, fontsize=8 if many else None)
+    axis.set_xticks([], minor=True)
 
 
 # statistics over seeds
@@ -1075,7 +1093,8 @@ def read_results(out):
     rows = read_table(out / "runs.csv")
     with np.load(out / "curves.npz", allow_pickle=False) as saved:
         curves = dict(saved)
-    if not rows or len(rows) != len(curves["step"]):
+    last = [norm[np.isfinite(steps)][-1] for norm, steps in zip(curves["norm"], curves["step"])]      # a name for each run
+    if not rows or not np.array_equal(last, [np.float32(line["norm"] or np.nan) for line in rows], equal_nan=True):
         raise ValueError("runs.csv and curves.npz hold different runs")
     return rows, curves
 
@@ -1211,7 +1230,7 @@ def check(runs):
         if run.p > 1000:
             fail(f"--p {run.p}: 1000 at most, a run has p*p*p logits")
         data = f"--squared-data {run.data}" if run.task == "squared_addition" else f"--data {run.data}"
-        hidden = f"--ungrok-hidden {run.hidden}" if run.first_data else f"--hidden {run.hidden}"
+        hidden = f"--forget-hidden {run.hidden}" if run.first_data else f"--hidden {run.hidden}"
         if not 1 <= run.data <= run.p**2:
             fail(f"{data}: --p {run.p} has {run.p**2} pairs, 1 to {run.p**2} can train")
         seen = trained(run).view(run.p, run.p)

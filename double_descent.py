@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from common import COLORS, ENOUGH, FLOOR, Settings, below, beyond, by_cell, claim, deepest, dip_of, interval, judgeable, majority
-from common import option, reproduce, resampled_means, size_curve, triples, with_interval
+from common import option, reproduce, resampled_means, size_curve, size_ticks, triples, with_interval
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def draw_task(top, bottom, rows, task, sizes):
         top.annotate(f"D = {data}", (hidden[at], means[data][at]), (x, y), textcoords="offset points", fontsize=11,
                      ha="left" if x > 0 else "right", color=shades[data],
                      path_effects=[withStroke(linewidth=3, foreground="white")])
-    bottom.set_xticks(hidden, labels=map(str, hidden))
+    size_ticks(bottom, hidden, hidden)
     return verdicts
 
 
@@ -115,7 +115,6 @@ def draw(settings, rows, curves):
         top.set_title(formula[task], fontsize=13)
         top.set_ylim(-0.04, 1.06)
         bottom.set_xlabel("hidden size d")
-        bottom.set_xticks([], minor=True)
         for axis in (top, bottom):
             axis.grid(alpha=0.25)
     axes[0, 0].set_ylabel("final validation accuracy, unmirrored")

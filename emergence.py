@@ -257,24 +257,25 @@ def judge_thresholds(settings, rows):
 def judge_comparisons(settings, rows):
     """That the amount of memorization matters little (figure 8), and that a split layer helps by a factor of two (figure 10).
 
-    The paper's amounts differ by a factor of two: smaller ranges do not tell, nor does a threshold at the smallest size tried,
-    which is a bound. With a split layer and without, the same size leaves open which is first.
+    A verdict holds wherever between the sizes tried the truth lies. The paper's amounts differ by a factor of two: smaller
+    ranges do not tell, nor does a threshold with no size known to be below it, which is a bound.
     """
-    label, claims = ladder(rows), []
-    order, first = list(label), settings.memorize[0]
+    label, claims, first = ladder(rows), [], settings.memorize[0]
+    rank = {size: i for i, size in enumerate([0, *label])}
     for level in (0.5, 0.9):
-        found = {amount: threshold(rows, level, amount, False) for amount in settings.memorize}
+        found = {amount: bracket(rows, level, amount, False) for amount in settings.memorize}
         if len(found) > 1:
-            rank = [order.index(size) for size in found.values() if size]
+            least, most = [rank[below] + 1 for below, _ in found.values()], [rank[size] for _, size in found.values() if size]
+            tells = max(found) >= 2 * min(found) and min(least) > 1
             claims.append(claim(f"fig 8: the amount to memorize matters little for accuracy {level}", "within one size",
-                                ", ".join(f"+ {amount}: {label.get(size, 'not reached')}" for amount, size in found.items()),
-                                None if len(rank) < len(found) else False if max(rank) - min(rank) > 1 else
-                                True if max(found) >= 2 * min(found) and min(rank) else None))
+                                ", ".join(f"+ {amount}: {label.get(size, 'not reached')}" for amount, (_, size) in found.items()),
+                                None if len(most) < len(found) else False if max(least) - min(most) > 1 else
+                                True if tells and max(most) - min(least) <= 1 else None))
         (below_whole, whole), (below_split, split) = (bracket(rows, level, first, halved) for halved in (False, True))
         claims.append(claim(f"fig 10: with a split layer, accuracy {level} is reached at a smaller size", "far smaller",
                             f"{label.get(split, 'not reached')} against {label.get(whole, 'not reached')}"
                             + (f", {times(whole, split)}" if split and whole and split != whole else ""),
-                            True if split and (whole or below_whole) >= 2 * split else
+                            True if split and below_whole >= split and (whole or below_whole) >= 2 * split else
                             False if whole and below_split >= whole else None))
     return claims
 

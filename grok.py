@@ -36,7 +36,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from common import COLORS, ENOUGH, FLOOR, Settings, beyond, by_cell, claim, count_dynamics, dip_of, ends, fail, first_step
-from common import interval, majority, option, parameters, reproduce, resampled_means, tail, with_interval
+from common import interval, majority, option, parameters, reproduce, resampled_means, size_ticks, tail, with_interval
 
 DYNAMICS = ("progression", "ungrokking", "semi-grokking", "grokking")
 
@@ -183,7 +183,8 @@ def judge(settings, rows, curves):
                         "varies", f"steps {reached[0]} to {'more than ' * bool(never)}{latest}" if reached else "not reached",
                         True if varies else False if len(reached) >= ENOUGH and not never else None))
     claims.append(claim("fig 5: some seeds never start to generalize", "some",
-                        f"{never}/{len(starts)} had not by step {settings.steps}", True if reached and never else None))
+                        f"{never}/{len(starts)} had not by step {settings.steps}",
+                        True if reached and never and settings.steps >= 10 * reached[-1] else None))      # else they may still
     for name, paper in (("progression", "rises"), ("grokking", "falls")):
         history = found[name][1]
         seeds = zip(history["val_acc_unmirrored"], history["norm"])
@@ -222,43 +223,48 @@ class Plane(Settings):
     """Every hidden size with every D, the capacity of every hidden size, and grokked runs that go on with less data."""
     hidden: tuple[int, ...] = option("hidden sizes", minimum=1)
     data: tuple[int, ...] = option("training examples D", minimum=1)
-    ungrok_hidden: int = option("hidden size of the runs that grok on the largest D and then go on with less", minimum=1)
-    ungrok_data: tuple[int, ...] = option("D that they go on with; those not below the largest D are left out", minimum=1)
+    forget_hidden: int = option("hidden size of the runs that grok on the largest D and then go on with less", minimum=1)
+    forget_data: tuple[int, ...] = option("D that they go on with; those not below the largest D are left out", minimum=1)
     side_seeds: int = option("at most so many seeds for the capacity, and for going on with less", 3, minimum=1)
 
 
 PLANES = {
     "quick": Plane(p=31, seeds=3, steps=1100, lr=2e-2, weight_decay=1.0,
                    hidden=(4, 8, 12, 16, 32), data=(250, 350, 400, 500),
-                   ungrok_hidden=32, ungrok_data=(100, 400)),
+                   forget_hidden=32, forget_data=(100, 400)),
     "small": Plane(p=59, seeds=11, steps=3000, lr=1e-2, weight_decay=1.0,
                    hidden=(4, 8, 12, 16, 24, 32, 64), data=(800, 1000, 1200, 1500),
-                   ungrok_hidden=32, ungrok_data=(200, 400, 800, 1200)),
+                   forget_hidden=32, forget_data=(200, 400, 800, 1200)),
     "paper": Plane(p=113, seeds=11, steps=10000, lr=5e-3, weight_decay=1.0,
                    hidden=(4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 56, 64, 100), data=tuple(range(2000, 4001, 200)),
-                   ungrok_hidden=64, ungrok_data=(500, 1000, 2000, 3000)),
+                   forget_hidden=64, forget_data=(500, 1000, 2000, 3000)),
 }
 
 
 def less_data(settings):
     """The sizes of data to go on with that are less than the largest D, ascending."""
-    return sorted({data for data in settings.ungrok_data if data < max(settings.data)})
+    return sorted({data for data in settings.forget_data if data < max(settings.data)})
+
+
+def side_seeds(settings):
+    """So many seeds the capacity and going on with less have."""
+    return min(settings.seeds, settings.side_seeds)
 
 
 def phase_grid(settings):
-    """The runs: the plane, random labels on all pairs for the capacity (figure 4), and forgetting, experiment ungrokking."""
+    """The runs: the plane, random labels on all pairs for the capacity (figure 4), and forgetting."""
     if len(set(settings.hidden)) < 2 or len(set(settings.data)) < 2:
         fail("--hidden and --data: at least two values of each are needed for a phase diagram")
     if not less_data(settings):
-        fail(f"--ungrok-data: less than {max(settings.data)} is needed, the largest of --data, which those runs begin with")
-    side = range(min(settings.seeds, settings.side_seeds))
+        fail(f"--forget-data: less than {max(settings.data)} is needed, the largest of --data, which those runs begin with")
+    side = range(side_seeds(settings))
     diagram = [settings.run("addition", hidden, data, seed, experiment="plane")
                for hidden in settings.hidden for data in settings.data for seed in range(settings.seeds)]
     capacity = [settings.run("random", hidden, settings.p**2, seed, experiment="capacity")
                 for hidden in settings.hidden for seed in side]
-    ungrokking = [settings.run("addition", settings.ungrok_hidden, data, seed, experiment="ungrokking", steps=2 * settings.steps,
+    forgetting = [settings.run("addition", settings.forget_hidden, data, seed, experiment="forgetting", steps=2 * settings.steps,
                                first_data=max(settings.data)) for data in less_data(settings) for seed in side]
-    return diagram + capacity + ungrokking
+    return diagram + capacity + forgetting
 
 
 def val_acc_at(rows, curves, until, **cell):
@@ -568,12 +574,12 @@ def draw_diagram(settings, rows, now):
                 start += width
     axis.vlines(left, bottom[0], bottom[-1], color="white", lw=4)
     axis.hlines(bottom, left[0], left[-1], color="white", lw=4)
-    look = {"bounds": ends(settings.seeds), "shade": 0, "color": "black", "lw": 3,
-            "path_effects": [withStroke(linewidth=6, foreground="white")]}
+    look = {"shade": 0, "color": "black", "lw": 3, "path_effects": [withStroke(linewidth=6, foreground="white")]}
     once = mirrored_once(now.capacity, settings.p)
-    band(axis, x, now.critical[0.5], style="-", label="critical size (grey line: models\nthat cannot memorize so much)", **look)
-    band(axis, x, now.capacity, style="--", label="memorization capacity", **look)
-    band(axis, x, once, style=":", label="capacity, mirrored\npairs counted once", **look)
+    band(axis, x, now.critical[0.5], ends(settings.seeds), "-",
+         label="critical size (grey line: models\nthat cannot memorize so much)", **look)
+    band(axis, x, now.capacity, ends(side_seeds(settings)), "--", label="memorization capacity", **look)
+    band(axis, x, once, ends(side_seeds(settings)), ":", label="capacity, mirrored\npairs counted once", **look)
     (size, where), (size_once, where_once) = (crossing(now.hidden, now.critical[0.5], each) for each in (now.capacity, once))
     small = np.argmax([*now.able, True])      # so many sizes, and a line on to the crossing
     axis.plot([*x[:small], np.log2(size[0])], [*now.critical[0.5][0, :small], where[0]], color="#888888", lw=3)
@@ -586,7 +592,7 @@ def draw_diagram(settings, rows, now):
     axis.set(xlim=(left[0], left[-1]), ylim=(bottom[0], bottom[-1]), yticks=now.data)
     axis.set_xlabel("hidden size d", fontsize=13)
     axis.set_ylabel("training examples D", fontsize=13)
-    axis.set_xticks(x, labels=map(str, now.hidden))
+    size_ticks(axis, x, now.hidden)
     axis.tick_params(labelsize=12)
     place = f"d = {bounded(size, now.hidden, settings.seeds)}, D = {bounded(where, now.data, settings.seeds)}"
     finding = f"The curves cross at {place}" if crossings(now)[0] >= SURE else "Which circuit wins, measured"
@@ -608,7 +614,7 @@ def draw_accuracy(axis, settings, now):
 
 def draw_capacity(axis, settings, now):
     """Figure 4: the memorization capacity against hidden size."""
-    bounds = ends(settings.seeds)
+    bounds = ends(side_seeds(settings))
     band(axis, now.hidden, now.capacity, bounds, ms=4, color="black", label="accuracy on random labels times p²")
     once = mirrored_once(now.capacity, settings.p)
     band(axis, now.hidden, once, bounds, ":o", ms=4, color="black", label="mirrored pairs counted once")
@@ -634,7 +640,7 @@ def draw_forgetting(axis, settings, rows, curves):
     sizes = less_data(settings)
     colors = dict(zip(sizes, colormaps["viridis"](np.linspace(0, 0.8, len(sizes)))))
     for i, line in enumerate(rows):
-        if line["experiment"] == "ungrokking":
+        if line["experiment"] == "forgetting":
             steps, val_acc = curves["step"][i], curves["val_acc_unmirrored"][i]
             more, less = steps <= settings.steps, steps >= settings.steps
             axis.plot(steps[more], val_acc[more], lw=1.2, color="#999999")
@@ -642,7 +648,7 @@ def draw_forgetting(axis, settings, rows, curves):
                       label=f"then D = {line['data']}" if line["seed"] == 0 else None)
     axis.axvline(settings.steps, color="#D55E00", lw=1)
     axis.set(xlabel="optimization step", ylabel="validation accuracy, unmirrored",
-             title=f"d = {settings.ungrok_hidden}: D = {max(settings.data)}, then less")
+             title=f"d = {settings.forget_hidden}: D = {max(settings.data)}, then less")
 
 
 def draw_cost(axis, rows):
@@ -681,21 +687,20 @@ def draw_phase(settings, rows, curves):
     """The figures by file name: the diagram, and what it is made of."""
     found = {until: measured(settings, rows, curves, until) for until in (0.25, 0.5, 1.0)}
     figure = Figure(figsize=(19, 9), layout="constrained")
-    (accuracy, capacity, cost), (critical, ungrokking, agreement) = figure.subplots(2, 3)
+    (accuracy, capacity, cost), (critical, forgetting, agreement) = figure.subplots(2, 3)
     draw_accuracy(accuracy, settings, found[1.0])
     draw_capacity(capacity, settings, found[1.0])
     draw_cost(cost, rows)
     draw_critical(critical, settings, found)
-    draw_forgetting(ungrokking, settings, rows, curves)
+    draw_forgetting(forgetting, settings, rows, curves)
     draw_zones(agreement, settings, rows, found[1.0])
-    for axis in (accuracy, capacity, cost, critical, ungrokking):
+    for axis in (accuracy, capacity, cost, critical, forgetting):
         axis.grid(alpha=0.25)
         axis.legend(fontsize=8)
-    ungrokking.legend(fontsize=8, loc="center", bbox_to_anchor=(0.33, 0.45))
+    forgetting.legend(fontsize=8, loc="center", bbox_to_anchor=(0.33, 0.45))
     for axis in (capacity, critical):
         axis.set(xscale="log", xlabel="hidden size d")
-        axis.set_xticks(found[1.0].hidden, labels=map(str, found[1.0].hidden))
-        axis.set_xticks([], minor=True)
+        size_ticks(axis, found[1.0].hidden, found[1.0].hidden)
     return {"phase.png": draw_diagram(settings, rows, found[1.0]), "measures.png": figure}
 
 
@@ -767,7 +772,7 @@ def judge_capacity(settings, rows, curves, before, now):
     """Claims on the memorization capacity (figure 4), where it is below all pairs."""
     partly = now.capacity[0] < 0.99 * settings.p**2
     rise, grown = np.diff(now.capacity)[1:, partly[:-1]], now.capacity[0] / before.capacity[0].clip(1) - 1
-    low, high = np.percentile(rise, ends(min(settings.seeds, settings.side_seeds)), axis=0)   # from each size to the next
+    low, high = np.percentile(rise, ends(side_seeds(settings)), axis=0)      # from each size to the next
     at = np.nanargmax(abs(grown)) if np.isfinite(grown).any() else 0
     claims = [claim("fig 4: memorization capacity rises with size", "rises",
                     ", ".join(f"{with_interval(each, style='{:.0f}')} (d = {h})" for h, each in zip(now.hidden, now.capacity[0])),
@@ -877,11 +882,11 @@ def judge_cost(rows):
 
 def judge_forgetting(settings, rows, curves, now):
     """Claims of Varma et al. 2023: a grokked run forgets on fewer examples than the critical size, and not on more."""
-    claims, at = [], np.flatnonzero(now.hidden == settings.ungrok_hidden)
+    claims, at = [], np.flatnonzero(now.hidden == settings.forget_hidden)
     critical = now.critical[0.5][:, at[0]] if len(at) else np.full(2, np.nan)
     least, most = np.percentile(critical[1:], ends(settings.seeds))
     for less in less_data(settings):
-        before, after = (val_acc_at(rows, curves, until, experiment="ungrokking", data=less) for until in (0.5, 1))
+        before, after = (val_acc_at(rows, curves, until, experiment="forgetting", data=less) for until in (0.5, 1))
         mean, low, high = interval(after)
         text = (f"validation {with_interval(before.mean())}, by step {2 * settings.steps} "
                 f"{with_interval(mean, low, high)}")
