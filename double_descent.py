@@ -105,7 +105,7 @@ def draw_task(top, bottom, rows, task, sizes):
 
 def draw(settings, rows, curves):
     """Figures 6 and 7: validation accuracy, and training accuracy beneath, against hidden size; a panel per task."""
-    figure = Figure(figsize=(13.4, 6.4), layout="constrained")
+    figure = Figure(figsize=(11, 7), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 1))
     axes[1, 0].set(xscale="log", xlim=(min(settings.hidden) / 1.15, max(settings.hidden) * 1.15))
     formula = {"addition": f"(a + b) mod {settings.p}", "squared_addition": f"(a + b)$^2$ mod {settings.p}"}

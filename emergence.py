@@ -86,8 +86,11 @@ def name(memorize, split):
 
 
 def ladder(rows):
-    """What each model size is called, {number of parameters: layers x hidden size}, ascending."""
-    found = {line["params"]: f"{line['layers']}×{line['hidden']}" for line in rows}
+    """What each model size is called, {number of parameters: layers x hidden size}, ascending; with its learning rate if lower."""
+    found, highest = {}, max(line["lr"] for line in rows)
+    for line in rows:
+        lower = f" (lr/{highest / line['lr']:.2g})" if line["lr"] < highest else ""
+        found[line["params"]] = f"{line['layers']}×{line['hidden']}{lower}"
     return dict(sorted(found.items()))
 
 
@@ -139,14 +142,26 @@ def suppressed(settings, rows):
     return [params for params in known_sizes(alone, mixed) if best(mixed[params]) < 0.5]
 
 
-def times(size, other):
-    """How many times other a size is, as text."""
-    return f"{size / other:.2g} times" if size < 99.5 * other else f"{size / other:.0f} times"
+def two_digits(ratio):
+    """A ratio as text."""
+    return f"{ratio:.2g}" if ratio < 99.5 else f"{ratio:.0f}"
 
 
-def times_alone(rows, alone, size):
-    """How many times alone a size is; at least that many where alone is the smallest size tried."""
-    return ("at least " if alone == min(ladder(rows)) else "") + times(size, alone)
+def ratios_alone(rows, level, memorize, split):
+    """The size at which a series reaches level in sizes at which addition alone does: the least and the most that may be true."""
+    (below_alone, alone), (below, size) = (bracket(rows, level, *which) for which in ((0, False), (memorize, split)))
+    return below / alone if alone else 0, size / below_alone if size and below_alone else np.inf
+
+
+def times_alone(rows, level, memorize, split):
+    """The same as text, of the sizes tried; at least that where the smallest reaches level alone. None where one of both does not."""
+    alone, size = threshold(rows, level, 0, False), threshold(rows, level, memorize, split)
+    if not alone or not size:
+        return None
+    least, most = ratios_alone(rows, level, memorize, split)
+    if most == np.inf:
+        return f"at least {two_digits(size / alone)} times"
+    return f"{two_digits(size / alone)} times ({two_digits(least)} to {two_digits(most)})"
 
 
 # the figure
@@ -176,8 +191,8 @@ def draw(settings, rows, curves):
     alone, mixed = (threshold(rows, 0.5, *which) for which in series(settings)[:2])
     if alone and mixed:
         accuracy.annotate("", (mixed, 0.5), (alone, 0.5), arrowprops={"arrowstyle": "<->"})
-        accuracy.annotate(f"{times_alone(rows, alone, mixed)} the parameters", ((alone * mixed) ** 0.5, 0.5), (0, 6),
-                          textcoords="offset points", ha="center",
+        accuracy.annotate(f"{times_alone(rows, 0.5, settings.memorize[0], False)} the parameters",
+                          ((alone * mixed) ** 0.5, 0.5), (0, 6), textcoords="offset points", ha="center",
                           bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1})
     label, held = ladder(rows), suppressed(settings, rows)
     accuracy.set(xscale="log", xlim=(0.8 * min(label), 1.25 * max(label)), ylim=(-0.03, 1.03),
@@ -191,15 +206,17 @@ def draw(settings, rows, curves):
               ylabel="generalizing circuit's\nshare of the logits")
     share.xaxis.set_minor_formatter("")
     top = accuracy.secondary_xaxis("top")
-    top.set_xticks(list(label), labels=list(label.values()), fontsize=8)
+    top.set_xticks(list(label), labels=[text.replace(" ", "\n") for text in label.values()], fontsize=8)
     top.set_xticks([], minor=True)
-    top.set_xlabel("layers × hidden size", fontsize=9)
+    top.set_xlabel("layers × hidden size" + " (learning rate, where lower)" * ("lr" in "".join(label.values())), fontsize=9)
     for axis in axes:
         axis.grid(alpha=0.25)
     beside = sizes(rows, settings.memorize[0], False)
     lost = "does not" if any(best(beside[params]) < FLOOR for params in held) else "learns only part of it"
     finding = f"Beside memorization, a model that could learn addition {lost}" if held else "Addition beside memorization"
-    finding += ", a larger one passes 0.5" if mixed and held and mixed > held[-1] else ""
+    if mixed and held and mixed > held[-1]:
+        pass_it = sum((ability(line) or 0) >= 0.5 for line in beside[mixed])
+        finding += f", a larger one passes 0.5 ({pass_it} of {len(beside[mixed])} seeds)"
     figure.suptitle(f"{finding}\np = {settings.p}, {settings.data} additions, {settings.seeds} seeds, {settings.steps} steps")
     return {"emergence.png": figure}
 
@@ -239,15 +256,14 @@ def judge_thresholds(settings, rows):
     """
     label, claims = ladder(rows), []
     for level in (0.5, 0.9):
-        below_alone, alone = bracket(rows, level, 0, False)
         for which in series(settings):
-            below, size = bracket(rows, level, *which)
+            size, ratio = threshold(rows, level, *which), times_alone(rows, level, *which)
             measured = f"{label[size]}, {size:,} parameters" if size else f"not up to the largest size, by step {settings.steps}"
-            measured += f", {times_alone(rows, alone, size)} alone" if size and alone and which[0] else ""
+            measured += f", {ratio} alone" if ratio and which[0] else ""
             paper, holds = "-", None
             if which == (3000, False) and (settings.p, settings.data) == (113, 3000):
                 paper = f"about {PAPER_RATIO} times alone"
-                least, most = below / alone if alone else 0, size / below_alone if size and below_alone else np.inf
+                least, most = ratios_alone(rows, level, *which)
                 inside = least > PAPER_RATIO / 3 and most < 3 * PAPER_RATIO
                 holds = True if inside else False if most < PAPER_RATIO / 3 or least > 3 * PAPER_RATIO else None
             claims.append(claim(f"smallest size with accuracy {level}: {name(*which)}", paper, measured, holds))
@@ -274,7 +290,7 @@ def judge_comparisons(settings, rows):
         (below_whole, whole), (below_split, split) = (bracket(rows, level, first, halved) for halved in (False, True))
         claims.append(claim(f"fig 10: with a split layer, accuracy {level} is reached at a smaller size", "far smaller",
                             f"{label.get(split, 'not reached')} against {label.get(whole, 'not reached')}"
-                            + (f", {times(whole, split)}" if split and whole and split != whole else ""),
+                            + (f", {two_digits(whole / split)} times" if split and whole and split != whole else ""),
                             True if split and below_whole >= split and (whole or below_whole) >= 2 * split else
                             False if whole and below_split >= whole else None))
     return claims

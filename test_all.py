@@ -586,17 +586,17 @@ def test_when_progression_starts_can_come_out_either_way():
     starts, = (c for c in grok.judge(settings, rows, history) if "varies twofold" in c["claim"])
     assert starts["measured"] == "steps 0 to 10" and starts["holds"] is True
     history["val_acc_unmirrored"][0] = 0
-    starts, never = (c for c in grok.judge(settings, rows, history) if c["claim"].startswith("fig 5"))
+    starts, _, never = (c for c in grok.judge(settings, rows, history) if c["claim"].startswith("fig 5"))
     assert starts["measured"] == "steps 0 to more than 10" and starts["holds"] is True
     assert never["measured"].startswith("1/3") and never["holds"] is None      # it may still
     history["step"] = history["step"] * 10
-    starts, never = (c for c in grok.judge(replace(settings, steps=100), rows, history) if c["claim"].startswith("fig 5"))
+    starts, _, never = (c for c in grok.judge(replace(settings, steps=100), rows, history) if c["claim"].startswith("fig 5"))
     assert never["measured"].startswith("1/3") and never["holds"] is None      # the others began by step 50
     history["step"][:, 1] = 10
-    starts, never = (c for c in grok.judge(replace(settings, steps=100), rows, history) if c["claim"].startswith("fig 5"))
+    starts, _, never = (c for c in grok.judge(replace(settings, steps=100), rows, history) if c["claim"].startswith("fig 5"))
     assert never["measured"].startswith("1/3") and never["holds"] is True
     history["val_acc_unmirrored"][:] = 0      # none has started: too few steps, or a setting that does not learn
-    starts, never = (c for c in grok.judge(settings, rows, history) if c["claim"].startswith("fig 5"))
+    starts, _, never = (c for c in grok.judge(settings, rows, history) if c["claim"].startswith("fig 5"))
     assert (starts["measured"], starts["holds"], never["holds"]) == ("not reached", None, None)
     for line in rows[1:]:      # one progression among three runs of which two diverged is no majority
         line["dynamic"] = "diverged"
@@ -611,6 +611,15 @@ def test_norm_change_over_the_rise():
     assert grok.norm_change(59, np.array([0, 0, 0, 1, 1]), norm) == pytest.approx(-0.25)      # in one evaluation
     for unknown in (np.zeros(5), np.array([0, 0.5, np.nan, 1, 1]), np.array([0, 0, 0.02, 0.16, 0.16])):      # 0.016 is guessing
         assert grok.norm_change(59, unknown, norm) is None
+
+
+def test_the_bump_where_generalization_starts():
+    steps, late = np.array([0, 10, 20, 40, 80]), np.array([0, 0, 0.2, 0.4, 0.5])      # starts at 20
+    assert grok.bump(steps, np.array([0, 0.1, 0.4, 0.7, 0.8]), late) == pytest.approx(0.6 / 0.8)      # from 10 to 40
+    assert grok.bump(steps, np.array([0, 1, 1, 1, 1]), late) == 0      # memorized before
+    assert grok.bump(steps, np.ones(5), np.array([0, 0, 0, 0, 0.3])) == 0      # twice the step is past the end
+    for never in (np.zeros(5), np.full(5, 0.2), np.full(5, np.nan)):
+        assert grok.bump(steps, np.ones(5), never) is None
 
 
 def grokked(circuit_at, dropped_at, jump_at=60, steps=100):
@@ -1194,7 +1203,7 @@ def test_that_no_size_suffices_is_a_no_only_far_beyond_the_ratio_of_the_paper():
 def test_a_ratio_is_the_papers_if_all_between_the_sizes_tried_is(alone, beside, holds):
     settings = replace(emergence.PRESETS["paper"], layers=(1,) * 4, hidden=(8, 16, 32, 64), memorize=(3000,))
     params = dict(zip(settings.hidden, (300, 400, 400_000, 1_200_000)))      # from 1000 to 4000 times, if between the last two
-    rows = [{"params": params[run.hidden], "layers": 1, "hidden": run.hidden, "memorize": run.memorize, "split": run.split,
+    rows = [{"params": params[run.hidden], "layers": 1, "hidden": run.hidden, "lr": run.lr, "memorize": run.memorize, "split": run.split,
              "dynamic": "grokking", "best_val_acc_unmirrored": alone[i], "best_val_acc_memorized": beside[i]}
             for run in emergence.grid(settings) for i in [settings.hidden.index(run.hidden)]]
     claims = [c for c in emergence.judge_thresholds(settings, rows) if "1570" in c["paper"]]
@@ -1276,6 +1285,16 @@ def test_a_curve_with_a_cell_that_diverged_is_labelled_where_it_is_known():
     figure = double_descent.draw(replace(DIPS, seeds=6), rows, {})["double_descent.png"]
     places = [text.xy for axis in figure.axes for text in axis.texts]
     assert len(places) >= 3 and np.isfinite(places).all()
+
+
+def test_the_papers_sizes_do_not_run_into_each_other():
+    settings = replace(double_descent.PRESETS["paper"], seeds=1, data=(3000,))
+    rows = [{**common.asdict(run), "dynamic": "grokking", "train_acc": 1.0, "val_acc_unmirrored": 1.0}
+            for run in double_descent.grid(settings)]
+    figure = double_descent.draw(settings, rows, {})["double_descent.png"]
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.axes[2].get_xticklabels()]
+    assert len(boxes) == 15 and all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:]))
 
 
 @pytest.mark.parametrize("dips, verdicts", [
