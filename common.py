@@ -254,8 +254,8 @@ class Block(nn.Module):
         The query is that of '=' in every example, and keys and values depend on a token and its position alone. So
         softmax(scores) @ values, a ratio of sums over positions of exp(score) * value and of exp(score), needs its
         terms once per row of the table and then one look-up per example: exact, not an approximation, as long as a
-        head's scores lie within 160 of each other, about the range of exp in float32 (70 was seen, but for runs that
-        a learning rate too high all but destroys). Lower scores count as 160 below the highest.
+        head's scores lie within 160 of each other, about the range of exp in float32 (at most 70 was seen, except in runs
+        that too high a learning rate nearly destroys). Scores more than 160 below the highest count as 160 below.
         """
         rows = torch.cat([table, equals], 1)                                                  # (R, rows + 1, d)
         query = (equals @ self.query).unflatten(-1, (self.heads, -1))                         # (R, 1, heads, d/heads)
@@ -630,8 +630,8 @@ def expected_seconds(populations, options):
 def pack(runs, device):
     """Populations, lists of runs of one shape, as large as fits a quarter of a rank's GPU memory; the dearest first.
 
-    On a CPU 2**28 bytes measured fastest. The division depends on the runs and the machine alone, so that ranks, on equal
-    GPUs, agree on it and an interrupted sweep finds its populations again.
+    On a CPU 2**28 bytes measured fastest. The division depends on the runs, the GPU and how many ranks share it, so that ranks
+    on equal GPUs agree on it, and a sweep that goes on as it began finds its populations again.
     """
     shapes, populations = defaultdict(list), []
     for run in runs:
@@ -868,7 +868,7 @@ def count_dynamics(rows):
 
 
 def size_ticks(axis, places, sizes):
-    """A tick for each hidden size, at these places; upright where so many would run into each other."""
+    """A tick for each hidden size, at these places; turned by 90 degrees where they would run into each other."""
     many = len(sizes) > 11
     axis.set_xticks(places, labels=map(str, sizes), rotation=90 * many, fontsize=8 if many else None)
     axis.set_xticks([], minor=True)
@@ -1093,7 +1093,7 @@ def read_results(out):
     rows = read_table(out / "runs.csv")
     with np.load(out / "curves.npz", allow_pickle=False) as saved:
         curves = dict(saved)
-    last = [norm[np.isfinite(steps)][-1] for norm, steps in zip(curves["norm"], curves["step"])]      # a name for each run
+    last = [norm[np.isfinite(steps)][-1] for norm, steps in zip(curves["norm"], curves["step"])]      # tells runs apart
     if not rows or not np.array_equal(last, [np.float32(line["norm"] or np.nan) for line in rows], equal_nan=True):
         raise ValueError("runs.csv and curves.npz hold different runs")
     return rows, curves

@@ -66,6 +66,30 @@ def grid(settings):
 RING = {"facecolors": "none", "edgecolors": "black", "lw": 2, "zorder": 5}      # around a dip
 
 
+LABEL = 0.09, 0.035      # half the width and height of a label: of the range of log(hidden), and in accuracy
+
+
+def label_curves(axis, hidden, means, shades):
+    """Name each curve, {D: mean accuracies at the hidden sizes}, close beside it and as far as can be from the others."""
+    x, span = np.linspace(0, 1, 200), max(np.log(hidden[-1] / hidden[0]), 1e-9)
+    known = {data: np.isfinite(values) for data, values in means.items() if np.isfinite(values).any()}
+    curves = {data: np.interp(x, np.log(hidden[at] / hidden[0]) / span, means[data][at]) for data, at in known.items()}
+    taken = []
+    for data, own in curves.items():
+        right, up = (np.stack([line + 1.3 * side * half for side in sides], -1)
+                     for line, half, sides in ((x, LABEL[0], (-1, 1, -1, 1)), (own, LABEL[1], (1, 1, -1, -1))))
+
+        def room(across, along):
+            """How far places on this curve's sides (200, 4) are from the nearest of these points (n,), in halves of a label."""
+            return np.maximum(abs(right[..., None] - across) / LABEL[0], abs(up[..., None] - along) / LABEL[1]).min(-1)
+        apart = [room(x, other) for name, other in curves.items() if name != data] + [room(*place) / 2 for place in taken]
+        fits = (room(x, own) > 1) & (abs(right - 0.5) < 0.5 - LABEL[0]) & (abs(up - 0.5) < 0.5 - LABEL[1])
+        best = np.where(fits, (np.min(apart, 0) if apart else 0) - room(x, own), -np.inf).argmax()
+        taken.append((right.flat[best], up.flat[best]))
+        axis.annotate(f"D = {data}", (hidden[0] * np.exp(span * right.flat[best]), up.flat[best]), ha="center", va="center",
+                      color=shades[data], fontsize=11, zorder=6, path_effects=[withStroke(linewidth=3, foreground="white")])
+
+
 def draw_task(top, bottom, rows, task, sizes):
     """A task's validation accuracy, and training accuracy beneath, a curve for each D. Returns the verdicts on their dips."""
     cells, verdicts, means = by_cell(rows, "task", "hidden", "data"), set(), {}
@@ -87,18 +111,7 @@ def draw_task(top, bottom, rows, task, sizes):
         verdicts.add(verdict)
         if verdict == "dip":
             top.scatter(hidden[where], means[data][where], s=280, **RING)
-    for data in means:      # label a curve where it is farthest from the others
-        others = [abs(means[data] - means[other]) for other in means if other != data]
-        apart = np.min(others, 0) if others else -np.arange(len(hidden))
-        at = int(np.argmax(np.where(np.isfinite(means[data] + apart), apart, -np.inf)))
-        before, after = np.diff(means[data], prepend=means[data][:1], append=means[data][-1:])[at:at + 2]
-        if means[data][at] < 0.08:      # clear of its own line, which rises by so much to here and from here
-            x, y = (26 if after > 0.1 else -16), -4
-        else:
-            x, y = (-8, 6) if before > 0.1 and after > 0.1 else (10, 8) if after < -0.02 else (10, -20)
-        top.annotate(f"D = {data}", (hidden[at], means[data][at]), (x, y), textcoords="offset points", fontsize=11,
-                     ha="left" if x > 0 else "right", color=shades[data],
-                     path_effects=[withStroke(linewidth=3, foreground="white")])
+    label_curves(top, hidden, means, shades)
     size_ticks(bottom, hidden, hidden)
     return verdicts
 

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from common import FLOOR, Settings, by_cell, claim, fail, interval, option, reproduce
 
@@ -89,7 +90,7 @@ def ladder(rows):
     """What each model size is called, {number of parameters: layers x hidden size}, ascending; with its learning rate if lower."""
     found, highest = {}, max(line["lr"] for line in rows)
     for line in rows:
-        lower = f" (lr/{highest / line['lr']:.2g})" if line["lr"] < highest else ""
+        lower = f" (lr/{two_digits(highest / line['lr'])})" if line["lr"] < highest else ""
         found[line["params"]] = f"{line['layers']}×{line['hidden']}{lower}"
     return dict(sorted(found.items()))
 
@@ -143,25 +144,24 @@ def suppressed(settings, rows):
 
 
 def two_digits(ratio):
-    """A ratio as text."""
+    """A ratio as text, to two digits; whole from 100 on."""
     return f"{ratio:.2g}" if ratio < 99.5 else f"{ratio:.0f}"
 
 
 def ratios_alone(rows, level, memorize, split):
-    """The size at which a series reaches level in sizes at which addition alone does: the least and the most that may be true."""
+    """The size at which a series reaches level, divided by that of addition alone: the least and the most that it may be."""
     (below_alone, alone), (below, size) = (bracket(rows, level, *which) for which in ((0, False), (memorize, split)))
     return below / alone if alone else 0, size / below_alone if size and below_alone else np.inf
 
 
 def times_alone(rows, level, memorize, split):
-    """The same as text, of the sizes tried; at least that where the smallest reaches level alone. None where one of both does not."""
+    """The ratio of the sizes tried as text, and what the true one may be; None where one of both does not reach level."""
     alone, size = threshold(rows, level, 0, False), threshold(rows, level, memorize, split)
     if not alone or not size:
         return None
     least, most = ratios_alone(rows, level, memorize, split)
-    if most == np.inf:
-        return f"at least {two_digits(size / alone)} times"
-    return f"{two_digits(size / alone)} times ({two_digits(least)} to {two_digits(most)})"
+    bounds = f"{two_digits(least)} to {two_digits(most)}" if most < np.inf else f"at least {two_digits(least)}"
+    return f"{two_digits(size / alone)} times ({bounds})"
 
 
 # the figure
@@ -193,7 +193,7 @@ def draw(settings, rows, curves):
         accuracy.annotate("", (mixed, 0.5), (alone, 0.5), arrowprops={"arrowstyle": "<->"})
         accuracy.annotate(f"{times_alone(rows, 0.5, settings.memorize[0], False)} the parameters",
                           ((alone * mixed) ** 0.5, 0.5), (0, 6), textcoords="offset points", ha="center",
-                          bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1})
+                          path_effects=[withStroke(linewidth=3, foreground="white")])
     label, held = ladder(rows), suppressed(settings, rows)
     accuracy.set(xscale="log", xlim=(0.8 * min(label), 1.25 * max(label)), ylim=(-0.03, 1.03),
                  ylabel="best validation accuracy on addition\n(line: best seed; hollow: memorization not known)")
@@ -216,7 +216,7 @@ def draw(settings, rows, curves):
     finding = f"Beside memorization, a model that could learn addition {lost}" if held else "Addition beside memorization"
     if mixed and held and mixed > held[-1]:
         pass_it = sum((ability(line) or 0) >= 0.5 for line in beside[mixed])
-        finding += f", a larger one passes 0.5 ({pass_it} of {len(beside[mixed])} seeds)"
+        finding += f",\na larger one passes 0.5 ({pass_it} of {len(beside[mixed])} seeds)"
     figure.suptitle(f"{finding}\np = {settings.p}, {settings.data} additions, {settings.seeds} seeds, {settings.steps} steps")
     return {"emergence.png": figure}
 
@@ -273,8 +273,9 @@ def judge_thresholds(settings, rows):
 def judge_comparisons(settings, rows):
     """That the amount of memorization matters little (figure 8), and that a split layer helps by a factor of two (figure 10).
 
-    A verdict holds wherever between the sizes tried the truth lies. The paper's amounts differ by a factor of two: smaller
-    ranges do not tell, nor does a threshold with no size known to be below it, which is a bound.
+    A verdict on which is smaller holds wherever between the sizes tried the truth lies; the factor of two is of these sizes.
+    The paper's amounts differ by a factor of two: smaller ranges do not tell, nor does a threshold with no size known to be
+    below it, which is a bound.
     """
     label, claims, first = ladder(rows), [], settings.memorize[0]
     rank = {size: i for i, size in enumerate([0, *label])}

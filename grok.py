@@ -158,10 +158,10 @@ def norm_change(p, accuracy, norm):
 def bump(steps, train_acc, accuracy):
     """What training accuracy gains from half to twice the step at which validation accuracy reaches FLOOR, as a share of its best.
 
-    None where validation accuracy does not, or has from the beginning.
+    None where validation accuracy does not, or has from the beginning, and for a run that diverged.
     """
     start = first_step(steps, accuracy, FLOOR)
-    if not start:
+    if not start or np.isnan(train_acc).any():
         return None
     before, after = np.interp((start / 2, 2 * start), steps, train_acc)
     return (after - before) / train_acc.max()
@@ -195,8 +195,8 @@ def judge(settings, rows, curves):
                         "varies", f"steps {reached[0]} to {'more than ' * bool(never)}{latest}" if reached else "not reached",
                         True if varies else False if len(reached) >= ENOUGH and not never else None))
     bumps = [bump(*seed) for seed in zip(history["step"], history["train_acc"], history["val_acc_unmirrored"])]
-    claims.append(verdict(f"fig 5: gain in training accuracy from half to twice the step of validation {FLOOR}, of its best",
-                          "a bump (half)", bumps, 0.5, True, "{:.0%}"))
+    claims.append(verdict("fig 5: training accuracy rises where validation starts to: share of its best gained "
+                          f"from half to twice the step of validation {FLOOR}", "a bump (half)", bumps, 0.5, True, "{:.0%}"))
     claims.append(claim("fig 5: some seeds never start to generalize", "some",
                         f"{never}/{len(starts)} had not by step {settings.steps}",
                         True if reached and never and settings.steps >= 10 * reached[-1] else None))      # else they may still

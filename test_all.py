@@ -620,6 +620,7 @@ def test_the_bump_where_generalization_starts():
     assert grok.bump(steps, np.ones(5), np.array([0, 0, 0, 0, 0.3])) == 0      # twice the step is past the end
     for never in (np.zeros(5), np.full(5, 0.2), np.full(5, np.nan)):
         assert grok.bump(steps, np.ones(5), never) is None
+    assert grok.bump(steps, np.array([0, 0.1, 0.4, np.nan, np.nan]), late) is None
 
 
 def grokked(circuit_at, dropped_at, jump_at=60, steps=100):
@@ -1292,7 +1293,7 @@ def test_the_papers_sizes_do_not_run_into_each_other():
     rows = [{**common.asdict(run), "dynamic": "grokking", "train_acc": 1.0, "val_acc_unmirrored": 1.0}
             for run in double_descent.grid(settings)]
     figure = double_descent.draw(settings, rows, {})["double_descent.png"]
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.axes[2].get_xticklabels()]
     assert len(boxes) == 15 and all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:]))
 
