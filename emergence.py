@@ -87,7 +87,7 @@ def name(memorize, split):
 
 
 def ladder(rows):
-    """What each model size is called, {number of parameters: layers x hidden size}, ascending; with its learning rate if lower."""
+    """What each model size is called, {parameters: layers x hidden size}, ascending; with its learning rate if lower."""
     found, highest = {}, max(line["lr"] for line in rows)
     for line in rows:
         lower = f" (lr/{two_digits(highest / line['lr'])})" if line["lr"] < highest else ""

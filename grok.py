@@ -156,7 +156,7 @@ def norm_change(p, accuracy, norm):
 
 
 def bump(steps, train_acc, accuracy):
-    """What training accuracy gains from half to twice the step at which validation accuracy reaches FLOOR, as a share of its best.
+    """What training accuracy gains from half to twice the step at which validation accuracy reaches FLOOR, a share of its best.
 
     None where validation accuracy does not, or has from the beginning, and for a run that diverged.
     """

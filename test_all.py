@@ -216,7 +216,7 @@ def test_attention_by_table_overflows_nowhere():
         places = (model.embed[:, :, None] + model.position[:, None]) @ block.key[:, None]             # (R, vocabulary, T, d)
         query = (model.embed[:, 11] + model.position[:, -1])[:, None] @ block.query
         scores = (places * query[:, None]).unflatten(-1, (4, -1)).sum(-1) / math.sqrt(2)              # (R, vocabulary, T, heads)
-        scores = torch.cat([scores[:, :, :2].flatten(1, 2), scores[:, 11, None, 2]], 1)               # of token 0 at 0, 1; ...; '='
+        scores = torch.cat([scores[:, :, :2].flatten(1, 2), scores[:, 11, None, 2]], 1)      # of token 0 at 0, 1; ...; '='
     spread = scores.amax(1) - scores.amin(1)
     assert spread.max() > 400
     index = 2 * data.inputs.tokens[..., :2] + torch.arange(2)                                         # (R, N, 2)
@@ -1204,8 +1204,8 @@ def test_that_no_size_suffices_is_a_no_only_far_beyond_the_ratio_of_the_paper():
 def test_a_ratio_is_the_papers_if_all_between_the_sizes_tried_is(alone, beside, holds):
     settings = replace(emergence.PRESETS["paper"], layers=(1,) * 4, hidden=(8, 16, 32, 64), memorize=(3000,))
     params = dict(zip(settings.hidden, (300, 400, 400_000, 1_200_000)))      # from 1000 to 4000 times, if between the last two
-    rows = [{"params": params[run.hidden], "layers": 1, "hidden": run.hidden, "lr": run.lr, "memorize": run.memorize, "split": run.split,
-             "dynamic": "grokking", "best_val_acc_unmirrored": alone[i], "best_val_acc_memorized": beside[i]}
+    rows = [{"params": params[run.hidden], "layers": 1, "hidden": run.hidden, "lr": run.lr, "memorize": run.memorize,
+             "split": run.split, "dynamic": "grokking", "best_val_acc_unmirrored": alone[i], "best_val_acc_memorized": beside[i]}
             for run in emergence.grid(settings) for i in [settings.hidden.index(run.hidden)]]
     claims = [c for c in emergence.judge_thresholds(settings, rows) if "1570" in c["paper"]]
     assert [c["holds"] for c in claims] == [holds, holds]
