@@ -199,8 +199,8 @@ def judge_more_data(settings, rows, found):
             decided = [data for data in sizes if found[task, data][0] != "undecided"]
             small, *_, large = decided if len(decided) > 1 else sizes
             verdicts, texts = zip(found[task, small], found[task, large])
-            figure = " (fig 6)" if task == "addition" else ""
-            claims.append(claim(f"prediction 1{figure}: {task} dips for small D, not for large", "a dip, then none",
+            figure, paper = (" (fig 6)", "a dip, then none") if task == "addition" else ("", "(a dip, then none)")
+            claims.append(claim(f"prediction 1{figure}: {task} dips for small D, not for large", paper,
                                 f"D = {small}: {texts[0]}; D = {large}: {texts[1]}",
                                 {("dip", "no dip"): True, ("no dip", "dip"): False}.get(verdicts)))
     return claims
@@ -238,7 +238,7 @@ def judge_harder(settings, rows, found):
     return [claim(text, paper, ", ".join(measured), True in verdicts or (None if None in verdicts else False))
             for text, paper, measured, verdicts in (
                 ("prediction 2 (fig 7): at some D the harder task dips deeper", "deeper", by, deeper),
-                ("prediction 2: at some D the harder task stays above 0.5 from a larger size on", "larger", times, larger))]
+                ("prediction 2: at some D the harder task stays above 0.5 from a larger size on", "(larger)", times, larger))]
 
 
 def judge_places(rows, found):
