@@ -20,6 +20,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -421,7 +422,8 @@ def circuits(logits, data):
     part = unseen.mT @ x / count.clamp(min=1)                                                  # (R, groups, 1, p)
     used = count.flatten(1) > 0                                                               # (R, groups)
     total = (x.square().sum(-1, keepdim=True) * unseen).sum((1, 2, 3))
-    rest = (total - (part.square() * count).sum((1, 2, 3))) * pairs / (pairs - used.sum(1))    # unbiased
+    freedom = (pairs - used.sum(1)).where(pairs > used.sum(1), math.nan)
+    rest = (total - (part.square() * count).sum((1, 2, 3))) * pairs / freedom                 # unbiased
     at = right[:, :, :1]
     lead = part.gather(-1, at)
     margin = lead - part.scatter(-1, at, -math.inf).amax(-1, keepdim=True)
@@ -435,6 +437,8 @@ def circuits(logits, data):
 def fourier_concentration(embed, p):
     """Share of the Fourier power of number embeddings (R, >= p, d) over the tokens in the five strongest frequencies, (R,)."""
     power = torch.fft.rfft(embed[:, :p], dim=1)[:, 1:].abs().square().sum(-1)                 # (R, p // 2)
+    if p % 2 == 0:
+        power[:, -1] /= 2       # the others stand for two terms of the transform
     return power.topk(min(5, power.shape[1]), dim=1).values.sum(1) / power.sum(1)
 
 
@@ -974,13 +978,13 @@ def dip_interval(values):
     The depth is the most that a mean lies below both the best before and the best after it: 0, and no index, for a curve that
     only rises or falls, NaN and none where all seeds of a size diverged, or of fewer than 3 sizes.
 
-    'dip' where the depth is above DIP and some triple of sizes surely dips: its difference is above 0 by more standard
-    errors than the largest error over all triples has in 97.5% of the draws (max-t), and by how much is the lower end.
-    'no dip' where the upper end, of the bootstrapped depth, is below DIP, and the largest size is within DIP of the best: a curve
-    that ends lower may still come back. Else 'undecided', as with too few to judge: a few seeds may all fail at one of many sizes
-    by chance. That few seeds did the same does not prove that all do: so the squared standard error has 2 / seeds^2 added, and at
-    least 2 standard errors are asked for. The upper end has no such guard: 6 seeds all succeed in 18% of cases where a quarter of
-    all runs fail, 11 in 4%.
+    'dip': deeper than DIP, and the lower end is above 0: for some triple of sizes the difference is more standard errors above 0
+    than the largest error of all triples has in 97.5% of the draws (max-t, since so many triples are tried).
+    'no dip': the upper end, of the bootstrapped depth, is below DIP, and the largest size is above 0.5 and within DIP of the best;
+    a curve that ends lower may still come back. Else 'undecided', as with too few to judge.
+    Seeds that all do the same have no variance, and prove little: so each squared standard error has 2 / seeds^2 added, and at
+    least 2 standard errors are asked for. The upper end has no such guard: 6 seeds all succeed in 18% of cases where a quarter
+    of all runs fail, 11 in 4%.
     """
     means, seeds = resampled_means(values), int(np.isfinite(values).sum(-1).min(initial=values.shape[-1]))
     deep = below(means)
@@ -992,7 +996,7 @@ def dip_interval(values):
     low, high = (deep[0] - most * error).max(initial=0), np.percentile(depths[1:], 97.5)
     if not judgeable(values):
         return depth, where, low, high, "undecided"
-    back = means[0, -1] > means[0].max() - DIP
+    back = means[0, -1] > max(0.5, means[0].max() - DIP)
     return depth, where, low, high, "dip" if depth > DIP and low > 0 else "no dip" if high < DIP and back else "undecided"
 
 
@@ -1188,7 +1192,7 @@ def command_line(script, doc, experiments):
     """
     ours = hasattr(sys.modules["__main__"], "__file__") or Path(sys.argv[0]).name == script
     words, default = sys.argv[1:] if ours else [], next(iter(experiments))
-    command = " ".join([script, *words])
+    command = shlex.join([script, *words])
     experiment = words.pop(0) if words and not words[0].startswith("-") else default
     if experiment not in experiments:
         fail(f"{experiment}: not an experiment; allowed are {', '.join(experiments)}")
@@ -1207,7 +1211,7 @@ def command_line(script, doc, experiments):
         parser.add_argument("--" + f.name.replace("_", "-"), nargs="+" if several else None,
                             type=str if kind is str else value_of(kind, meta["minimum"]),
                             choices=meta["choices"], help=meta["help"])
-    parser.add_argument("--out", type=Path, help=f"directory of the results (default: results/{folder}-SCALE)")
+    parser.add_argument("--out", help=f"directory of the results (default: results/{folder}-SCALE)")
     saved = parser.add_mutually_exclusive_group()
     saved.add_argument("--fresh", action="store_true", help="ignore what was saved, and overwrite it")
     saved.add_argument("--plot-only", action="store_true", help="only judge and redraw saved results")
@@ -1218,7 +1222,7 @@ def command_line(script, doc, experiments):
     if options.precision == "tf32" and not options.device.startswith("cuda") and not options.plot_only:
         fail("--precision tf32: needs --device cuda; allowed on others are float32 and bfloat16")
     options.scale = options.scale or ("paper" if options.device.startswith("cuda") else "quick")
-    options.out = options.out or Path("results") / f"{folder}-{options.scale}"
+    options.out = Path(options.out or f"results/{folder}-{options.scale}")
     given = {f.name: tuple(value) if isinstance(value, list) else value
              for f in declared if (value := getattr(options, f.name)) is not None}
     return experiment, replace(presets[options.scale], **given), options
@@ -1253,7 +1257,7 @@ def locked(out):
         (out / "cache").mkdir(parents=True, exist_ok=True)
         lock = sqlite3.connect(out / "cache" / "lock", timeout=0)
         lock.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError as error:
+    except sqlite3.DatabaseError as error:
         fail(f"--out {out}: " + ("in use by another process" if "locked" in str(error) else f"can't be written ({error})"))
     except OSError as error:
         fail(f"--out {out}: can't be written ({error.strerror})")
@@ -1377,7 +1381,8 @@ def reproduce(script, doc, **experiments):
         print(f"\nInterrupted. What is finished is saved; {again} goes on from there.", file=sys.stderr)
         raise SystemExit(130) from None
     except OSError as error:
-        what = error if isinstance(error, ChildProcessError) else f"--out {options.out}: {error.strerror or error}"
+        ours = isinstance(error, (ChildProcessError, BrokenPipeError))      # not of --out
+        what = error if ours else f"--out {options.out}: {error.strerror or error}"
         print(f"{script}: error: {what}; what is finished is saved, and {again} goes on from there", file=sys.stderr)
         raise SystemExit(1) from None
     finally:

@@ -229,17 +229,19 @@ PAPER_RATIO = 1570      # the size that learns addition beside memorization over
 def judge_suppression(settings, rows):
     """Figure 8: sizes at which addition alone is learned and beside memorization is not, and larger ones at which it is.
 
-    That no size is too small is a no only for sizes which the paper has fail, up to a third of its 1570 times; that none is large
-    enough only for sizes beyond three times that. What counts is where addition alone is learned and the memorization is known.
+    The paper: near 0 up to about 1570 times the size that learns addition alone. So that no size fails counts against it only
+    if sizes below a third of that were tried (1570 times one that was seen to be too small for addition alone); and that none is
+    large enough, only if sizes above three times that were. What counts is where addition alone is learned and the memorization
+    is known.
     """
     label, held = ladder(rows), suppressed(settings, rows)
     alone, mixed = sizes(rows, 0, False), sizes(rows, settings.memorize[0], False)
     seen = ", ".join(f"{best(mixed[params]):.2f} at {label[params]} (alone {best(alone[params]):.2f})" for params in held)
-    tried, first = known_sizes(alone, mixed), threshold(rows, 0.9, 0, False)
-    testable = first and any(params < PAPER_RATIO / 3 * first for params in tried)
+    tried, (too_small, first) = known_sizes(alone, mixed), bracket(rows, 0.9, 0, False)
+    testable = any(params < PAPER_RATIO / 3 * too_small for params in tried)
     fails = claim("fig 8: addition fails beside memorization", f"near 0 (below {FLOOR})",
                   f"+ {settings.memorize[0]}: {seen or 'at no size'}",
-                  any(best(mixed[params]) < FLOOR for params in held) if testable else None)
+                  True if any(best(mixed[params]) < FLOOR for params in held) else False if testable else None)
     larger = [params for params, lines in mixed.items() if held and params > held[-1] and best(lines) >= 0.9]
     measured = f"not up to the largest size, by step {settings.steps}" if held else "no size was held back"
     if larger:

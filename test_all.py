@@ -502,6 +502,22 @@ def test_fourier_concentration():
     assert common.fourier_concentration(flat, 31).item() == pytest.approx(5 / 15, abs=0.03)
 
 
+def test_fourier_concentration_of_an_even_modulus():
+    """Against the full transform in float64, where each frequency but p / 2 comes twice."""
+    embed = torch.randn(2, 12, 5, generator=torch.Generator().manual_seed(0))
+    power = torch.fft.fft(embed.double(), dim=1).abs().square().sum(-1)[:, 1:]
+    each = torch.stack([power[:, k - 1] + (power[:, 11 - k] if k < 6 else 0) for k in range(1, 7)], 1)
+    known = each.topk(5, 1).values.sum(1) / each.sum(1)
+    assert common.fourier_concentration(embed, 12).tolist() == pytest.approx(known.tolist(), abs=1e-6)
+
+
+def test_one_pair_for_each_sum_tells_no_share_of_the_circuit():
+    data = Dataset([Run("squared_addition", 5, 4, 16, 2, 1, 1e-3, 0)], "cpu")
+    assert data.unmirrored.view(5, 5).sum() <= 5
+    measures = common.circuits(torch.randn(1, 25, 5, generator=torch.Generator().manual_seed(0)), data)
+    assert measures["circuit_share"].isnan() and measures["circuit_spread"].isnan()
+
+
 def test_squared_circuit_with_a_sum_that_no_validation_pair_has():
     run = Run("squared_addition", 11, 4, 40, 0, 1, 1e-3, 0)
     data = Dataset([run], "cpu")
@@ -551,7 +567,13 @@ def test_the_dynamics_can_come_out_either_way():
     rows = [{"hidden": h, "data": d, "dynamic": "progression"} for h, d in zip(settings.hidden, settings.data) for _ in range(3)]
     claims = grok.judge(settings, rows, curves)
     assert [c["holds"] for c in claims if c["claim"].startswith("fig 2")] == [True, False, False, False]
-    assert [c["holds"] for c in claims if c["claim"].startswith("fig 9")] == [True, False]
+    fig_9 = [(c["measured"].split(" ")[0], c["holds"]) for c in claims if c["claim"].startswith("fig 9")]
+    assert fig_9 == [("+200.0%", True), ("not", None)]      # none grokked: that tells nothing of grokking
+    grokked = [{**line, "dynamic": "grokking"} for line in rows]
+    fig_9 = [(c["measured"].split(" ")[0], c["holds"]) for c in grok.judge(settings, grokked, curves) if "fig 9" in c["claim"]]
+    assert fig_9 == [("not", None), ("+200.0%", False)]
+    tie = [{**rows[0], "dynamic": "grokking"}, {**rows[1], "dynamic": "diverged"}, *rows[2:]]
+    assert grok.judge(settings, tie, curves)[0]["holds"] is None
     assert claims[1]["measured"] == "hidden 8, D 40: progression 3/3"
     first = grok.draw_dynamics(settings, rows, curves).axes[0]
     drawn = {line.get_label(): list(line.get_ydata()) for line in first.lines}
@@ -847,8 +869,13 @@ def test_zones_are_held_against_the_other_half_of_the_seeds():
     assert seen == {(0, "progression"), (1, "grokking")}
     now.capacity[:] = 10
     for line in grok.plane(rows):
-        line["dynamic"] = "progression"      # which the hidden size alone tells as well
+        line["dynamic"] = "progression"      # the zones are right in all cells, and the hidden size alone tells it as well
+    assert grok.judge_zones(settings, rows, now)[0]["holds"] is None
+    for line in grok.plane(rows):
+        line["dynamic"] = "grokking"
     assert grok.judge_zones(settings, rows, now)[0]["holds"] is False
+    for line in grok.plane(rows):
+        line["dynamic"] = "progression"
     assert grok.judge_zones(replace(settings, seeds=4), rows, now)[0]["holds"] is None      # a few seeds do not tell
     for line in grok.plane(rows):
         line["dynamic"] = "diverged"
@@ -1102,14 +1129,17 @@ def test_the_cost_of_generalizing_is_not_held_against_one_that_is_not_known():
 
 
 def made_up_ladder(mixed, split):
-    """Settings and rows of a ladder: best accuracy of addition alone is 1 everywhere; of the others as given."""
+    """Settings and rows of a ladder: best accuracy of addition alone is 1 but at one smaller size; of the others as given."""
     settings = replace(emergence.PRESETS["quick"], p=11, layers=(1, 1, 1), hidden=(8, 16, 32), data=60, memorize=(20,))
     best = {(0, False): (1, 1, 1), (20, False): mixed, (20, True): split}
     same = {"dynamic": "grokking", "circuit_share": 0.5, "val_loss": 1.0, "val_acc": 0.5, "best_val_acc_unmirrored": 1.0,
             "memorize_acc": 0.9}
-    return settings, [{**common.asdict(run), "params": common.parameters(run), **same,
-                       "best_val_acc_memorized": best[run.memorize, run.split][settings.hidden.index(run.hidden)]}
-                      for run in emergence.grid(settings)]
+    rows = [{**common.asdict(run), "params": common.parameters(run), **same,
+             "best_val_acc_memorized": best[run.memorize, run.split][settings.hidden.index(run.hidden)]}
+            for run in emergence.grid(settings)]
+    small = [{**line, "hidden": 4, "params": line["params"] // 2, "best_val_acc_unmirrored": 0.2}
+             for line in rows if line["hidden"] == 8 and not line["memorize"]]
+    return settings, rows + small
 
 
 @pytest.mark.parametrize("mixed, split, verdicts", [
@@ -1152,8 +1182,10 @@ def test_a_size_that_diverged_was_not_tried():
 def test_that_addition_is_never_lost_is_a_no_only_at_sizes_where_the_paper_has_it_lost():
     settings, rows = made_up_ladder((None, 1, 1), (1, 1, 1))
     assert emergence.judge_suppression(settings, rows)[0]["holds"] is False
+    enough = [line for line in rows if line["hidden"] > 4]      # how small a model learns addition alone is not known
+    assert emergence.judge_suppression(settings, enough)[0]["holds"] is None
     for line in rows:
-        line["params"] *= 1 if line["hidden"] == 8 else 10**4
+        line["params"] *= 1 if line["hidden"] <= 8 else 10**4
     assert emergence.judge_suppression(settings, rows)[0]["holds"] is None
 
 
@@ -1174,7 +1206,7 @@ def test_a_point_of_a_known_run_is_not_above_its_line():
     accuracy = emergence.draw(settings, rows, {})["emergence.png"].axes[0]
     points = [line for line in accuracy.lines if len(line.get_xdata()) == 1]
     filled = [line.get_ydata()[0] for line in points if line.get_markerfacecolor() != "none"]
-    assert sorted(set(np.round(filled, 2))) == [0.02, 0.1, 0.95, 1] and len(points) == len(filled) + 3
+    assert sorted(set(np.round(filled, 2))) == [0.02, 0.1, 0.2, 0.95, 1] and len(points) == len(filled) + 3
 
 
 @pytest.mark.parametrize("amounts, first, second, holds", [
@@ -1327,6 +1359,17 @@ def test_sizes_that_cut_a_dip_in_half_do_not_speak_against_it(curve):
     assert {c["holds"] for c in double_descent.judge(replace(DIPS, hidden=tuple(curve)), rows, {})[:2]} == {None}
 
 
+def test_a_curve_on_which_nothing_generalizes_is_no_curve_without_a_dip():
+    """Nor one that ends below one half: what is to the right of a dip was not tried."""
+    flat = [{**line, "val_acc_unmirrored": 0.02} for line in made_up_rows(False, False, False)]
+    claims = double_descent.judge(DIPS, flat, {})
+    assert {c["holds"] for c in claims} == {None} and common.dip_of(flat, "addition", 40)[-1] == "undecided"
+    less = [{**line, "data": 20, "val_acc_unmirrored": 0.05} for line in flat
+            if (line["task"], line["data"]) == ("addition", 40)]
+    first, *_ = double_descent.judge(replace(DIPS, data=(20, 40, 60)), [*made_up_rows(True, False, True), *less], {})
+    assert first["holds"] is True and re.match("D = 40: dip, .*; D = 60: no dip", first["measured"])
+
+
 def test_two_sizes_have_no_interval_of_a_dip():
     rows = [line for line in made_up_rows(True, True, True) if line["hidden"] < 16]
     dips = [c["measured"] for c in double_descent.judge(replace(DIPS, hidden=(4, 8)), rows, {}) if "dip" in c["claim"]]
@@ -1387,6 +1430,8 @@ def test_the_numbers_of_the_paper_are_compared_at_its_scale(level, holds):
     assert dips[2600]["paper"] == "dip" and ("at d = 24" in dips[2600]["measured"]) == (level < 0.1)
     few = [line for line in rows if line["seed"] < 5]      # that all of them fail says little
     assert [c["holds"] for c in double_descent.judge_zeros(settings, few)] == [None, None]
+    flat = [{**line, "val_acc": 0.01} for line in rows]      # nor where no size generalizes
+    assert [c["holds"] for c in double_descent.judge_zeros(settings, flat)] == [None, None]
     for line in rows:      # one seed of six does otherwise
         line["val_acc"] = 0.9 if line["seed"] == 0 else 0.01
     assert [c["holds"] for c in double_descent.judge_zeros(settings, rows)] == [None, None]
@@ -1617,6 +1662,26 @@ def test_while_it_trains_no_other_process_gets_the_same_out(tmp_path, monkeypatc
     monkeypatch.setattr(common, "train_all", train_all)
     one_clear_line(here(*TINY, "--out", tmp_path), "--out", "in use")
     assert python("-c", code, tmp_path / "cache" / "lock").returncode == 0
+
+
+def test_a_damaged_lock_ends_in_one_line(tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "lock").write_text("no database " * 100)
+    one_clear_line(here(*TINY, "--out", tmp_path), "--out", "not a database")
+
+
+def test_the_command_is_kept_as_one_can_paste_it(monkeypatch):
+    experiments = {"dynamics": (grok.PRESETS,)}
+    monkeypatch.setattr(sys, "argv", ["grok.py", "--device", "cpu", "--out", "a b"])
+    assert common.command_line("grok.py", "", experiments)[2].command == "grok.py --device cpu --out 'a b'"
+    monkeypatch.setattr(sys, "argv", ["grok.py", "--device", "cpu", "--out", ""])      # a shell variable that is not set
+    assert common.command_line("grok.py", "", experiments)[2].out == Path("results/grok-quick")
+
+
+def test_a_closed_pipe_is_not_blamed_on_out(monkeypatch, tmp_path):
+    monkeypatch.setattr(common, "print_results", mock.Mock(side_effect=BrokenPipeError(32, "Broken pipe")))
+    done = here(*TINY, "--out", tmp_path)
+    assert done.returncode == 1 and "Broken pipe" in done.stderr and "--out" not in done.stderr
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
