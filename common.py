@@ -253,10 +253,10 @@ class Block(nn.Module):
         """The same at '=' of a 1-layer model, (R, N, d), for a table (R, rows, d) of every token at every position.
 
         The query is that of '=' in every example, and keys and values depend on a token and its position alone. So
-        softmax(scores) @ values, a ratio of sums over positions of exp(score) * value and of exp(score), needs its
-        terms once per row of the table and then one look-up per example: exact, not an approximation, as long as a
-        head's scores lie within 160 of each other, about the range of exp in float32 (at most 70 was seen, except in runs
-        that too high a learning rate nearly destroys). Scores more than 160 below the highest count as 160 below.
+        exp(score) * value and exp(score) are computed once for each row of the table; an example adds up the rows that it
+        uses, and divides. This is exact, not an approximation, as long as a head's scores lie within 160 of each other,
+        about the range of exp in float32 (at most 70 was seen, except in runs that too high a learning rate nearly
+        destroys). Scores more than 160 below the highest count as 160 below.
         """
         rows = torch.cat([table, equals], 1)                                                  # (R, rows + 1, d)
         query = (equals @ self.query).unflatten(-1, (self.heads, -1))                         # (R, 1, heads, d/heads)
@@ -488,26 +488,22 @@ def training_step(model, optimizer, data, compiled):
         loss = torch.compile(loss, dynamic=False)
 
     def step():
-        """One optimization step."""
+        """One optimization step, or one clear line where there is no compiler."""
         torch.set_float32_matmul_precision(precision)
         optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
-
-    def compiled_step():
-        """The same, or one clear line where there is no compiler."""
         try:
-            step()
-        except torch._dynamo.exc.TorchDynamoException as error:
+            loss().backward()
+        except torch._dynamo.exc.TorchDynamoException if compiled else () as error:
             fail(f"--compile: torch.compile does not work here ({str(error).splitlines()[0]})")
-    return compiled_step if compiled else step
+        optimizer.step()
+    return step
 
 
 def capture(step, optimizer):
     """The step as a CUDA graph: one launch instead of a hundred small kernels; the step itself where that fails.
 
-    All are captured on torch's one stream for it, since cuBLAS keeps memory for each stream that it ever met; the outer
-    context leaves that stream where the capture fails.
+    All are captured on the one stream that torch has for it, since cuBLAS keeps memory for each stream that it has seen; the
+    outer context restores the current stream where a capture fails.
     """
     optimizer.zero_grad()
     optimizer.param_groups[0]["capturable"] = True
@@ -532,11 +528,11 @@ def capture(step, optimizer):
 capture.works = True
 
 
-def train(runs, device, compiled=False, checkpoint=None, tick=lambda step, measures: None):
+def train(runs, device, compiled=False, checkpoint=None, tick=lambda *report: None):
     """Train runs of one shape together. Returns the history: a dict of (R, evaluations) tensors on the CPU.
 
-    checkpoint is a file that keeps the state, so that a killed process goes on from it. tick is called after each
-    evaluation with the step and the measures. A run whose loss is no longer finite spoils no other.
+    checkpoint is a file that keeps the state, so that a killed process goes on from it. tick is called after each evaluation
+    with the runs, the step, and the mean training and validation accuracy. A run whose loss is no longer finite spoils no other.
     """
     on_gpu = device.startswith("cuda")
     if on_gpu:
@@ -566,7 +562,7 @@ def train(runs, device, compiled=False, checkpoint=None, tick=lambda step, measu
             measures = {"step": torch.full((len(runs),), float(now))} | evaluate(model, data)
             for name, value in measures.items():
                 history[name].append(value.cpu())
-            tick(now, measures)
+            tick(runs, now, float(measures["train_acc"].mean()), float(measures["val_acc"].mean()))
         if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
             write(checkpoint, partial(torch.save, {"step": now, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                                                    "history": dict(history)}))
@@ -632,7 +628,7 @@ def expected_seconds(populations, options):
 
 
 def pack(runs, device):
-    """Populations, lists of runs of one shape, as large as fits a quarter of a rank's GPU memory; the dearest first.
+    """Populations, lists of runs of one shape, as large as fits a quarter of a rank's GPU memory; the longest first.
 
     On a CPU 2**28 bytes measured fastest. The division depends on the runs, the GPU and how many ranks share it, so that ranks
     on equal GPUs agree on it, and a sweep that goes on as it began finds its populations again.
@@ -655,12 +651,8 @@ def train_to_cache(population, options, tick):
     """Train a population, or go on with one, and save its histories; in halves where the device's memory is too small."""
     name = hashlib.sha256(repr(population).encode()).hexdigest()[:16]
     checkpoint = options.out / "cache" / f"unfinished-{name}.pt"
-
-    def tell(step, measures):
-        """How far the population is."""
-        tick(population, step, float(measures["train_acc"].mean()), float(measures["val_acc"].mean()))
     try:
-        history = train(population, options.device, options.compile, checkpoint, tell)
+        history = train(population, options.device, options.compile, checkpoint, tick)
     except RuntimeError as error:       # on a CPU, and from cuBLAS or CUDA itself, one without a class of its own
         known = ("allocate memory", "out of memory", "ALLOC_FAILED")
         if not isinstance(error, torch.cuda.OutOfMemoryError) and not any(words in str(error) for words in known):
@@ -706,7 +698,7 @@ def worker(populations, todo, news, options):
 
 
 def train_all(populations, options, tick):
-    """Train populations to the cache, in options.workers processes or in this one; each takes the next, the dearest first.
+    """Train populations to the cache, in options.workers processes or in this one; each takes the next, the longest first.
 
     Processes and not threads, which wait for each other's Python: a quarter of the time where models are small.
     """
@@ -812,9 +804,9 @@ COLORS = {"progression": "#E69F00", "ungrokking": "#D55E00", "semi-grokking": "#
           "stalled": "#999999", "diverged": "#000000"}      # colour-blind safe (Okabe and Ito)
 
 
-def first_step(steps, values, level, after=0):
-    """The first step, from after on, at which values reach level, or None."""
-    reached = np.flatnonzero((values >= level) & (steps >= after))
+def first_step(steps, values, level):
+    """The first step at which values reach level, or None."""
+    reached = np.flatnonzero(values >= level)
     return int(steps[reached[0]]) if len(reached) else None
 
 
@@ -885,10 +877,10 @@ ENOUGH = 6      # seeds: a bootstrap of fewer is too narrow, and fewer may well 
 
 
 def resampled_means(values, seed=0, draws=2000):
-    """Means of values (..., seeds) over the seeds, and then of as many seeds drawn anew in each cell: (1 + draws, ...).
+    """Means of values (..., seeds) over the seeds, and then over as many drawn with replacement in each cell: (1 + draws, ...).
 
-    The bootstrap: what is computed from each of these means alike is first the estimate and then its uncertainty, which
-    is NaN below 3 seeds. NaN values are left out, and a mean of none is NaN.
+    The bootstrap: of any statistic computed from each of these means, the first is the estimate and the others are its
+    distribution, NaN below 3 seeds. NaN values are left out, and a mean of none is NaN.
     """
     drawn = np.random.default_rng(seed).integers(values.shape[-1], size=(draws, *values.shape))
     values = np.concatenate([values[None], np.take_along_axis(values[None], drawn, -1)])
@@ -980,8 +972,8 @@ def dip_interval(values):
 
     'dip': deeper than DIP, and the lower end is above 0: for some triple of sizes the difference is more standard errors above 0
     than the largest error of all triples has in 97.5% of the draws (max-t, since so many triples are tried).
-    'no dip': the upper end, of the bootstrapped depth, is below DIP, and the largest size is above 0.5 and within DIP of the best;
-    a curve that ends lower may still come back. Else 'undecided', as with too few to judge.
+    'no dip': the upper end, of the bootstrapped depth, is below DIP, and the largest size is above 0.5 and within DIP of the
+    best; a curve that ends lower may still come back. Else 'undecided', as with too few to judge.
     Seeds that all do the same have no variance, and prove little: so each squared standard error has 2 / seeds^2 added, and at
     least 2 standard errors are asked for. The upper end has no such guard: 6 seeds all succeed in 18% of cases where a quarter
     of all runs fail, 11 in 4%.

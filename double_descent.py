@@ -25,7 +25,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
 from common import COLORS, ENOUGH, FLOOR, Settings, below, beyond, by_cell, claim, deepest, dip_of, interval, judgeable, majority
 from common import option, reproduce, resampled_means, size_curve, size_ticks, triples, with_interval
@@ -66,43 +65,19 @@ def grid(settings):
 RING = {"facecolors": "none", "edgecolors": "black", "lw": 2, "zorder": 5}      # around a dip
 
 
-LABEL = 0.09, 0.035      # half the width and height of a label: of the range of log(hidden), and in accuracy
-
-
-def label_curves(axis, hidden, means, shades):
-    """Name each curve, {D: mean accuracies at the hidden sizes}, close beside it and as far as can be from the others."""
-    x, span = np.linspace(0, 1, 200), max(np.log(hidden[-1] / hidden[0]), 1e-9)
-    known = {data: np.isfinite(values) for data, values in means.items() if np.isfinite(values).any()}
-    curves = {data: np.interp(x, np.log(hidden[at] / hidden[0]) / span, means[data][at]) for data, at in known.items()}
-    taken = []
-    for data, own in curves.items():
-        right, up = (np.stack([line + 1.3 * side * half for side in sides], -1)
-                     for line, half, sides in ((x, LABEL[0], (-1, 1, -1, 1)), (own, LABEL[1], (1, 1, -1, -1))))
-
-        def room(across, along):
-            """How far places on this curve's sides (200, 4) are from the nearest of these points (n,), in halves of a label."""
-            return np.maximum(abs(right[..., None] - across) / LABEL[0], abs(up[..., None] - along) / LABEL[1]).min(-1)
-        apart = [room(x, other) for name, other in curves.items() if name != data] + [room(*place) / 2 for place in taken]
-        fits = (room(x, own) > 1) & (abs(right - 0.5) < 0.5 - LABEL[0]) & (abs(up - 0.5) < 0.5 - LABEL[1])
-        best = np.where(fits, (np.min(apart, 0) if apart else 0) - room(x, own), -np.inf).argmax()
-        taken.append((right.flat[best], up.flat[best]))
-        axis.annotate(f"D = {data}", (hidden[0] * np.exp(span * right.flat[best]), up.flat[best]), ha="center", va="center",
-                      color=shades[data], fontsize=11, zorder=6, path_effects=[withStroke(linewidth=3, foreground="white")])
-
-
 def draw_task(top, bottom, rows, task, sizes):
     """A task's validation accuracy, and training accuracy beneath, a curve for each D. Returns the verdicts on their dips."""
-    cells, verdicts, means = by_cell(rows, "task", "hidden", "data"), set(), {}
+    cells, verdicts = by_cell(rows, "task", "hidden", "data"), set()
     shades = {data: str(0.6 * i / max(1, len(sizes) - 1)) for i, data in enumerate(sizes)}
     for i, (data, shade) in enumerate(shades.items()):
         hidden, values = size_curve(rows, task, data)
-        means[data], low, high = np.array([interval(seeds) for seeds in values]).T
+        means, low, high = np.array([interval(seeds) for seeds in values]).T
         column = hidden * 1.025 ** (i - (len(sizes) - 1) / 2)      # the seeds of each D in a column of their own
-        top.plot(hidden, means[data], color=shade, lw=2.5, zorder=2)
+        top.plot(hidden, means, color=shade, lw=2.5, zorder=2)
         top.vlines(column, low, high, color=shade, lw=1.5, zorder=2)
         train_acc = np.ma.masked_invalid(size_curve(rows, task, data, "train_acc")[1])      # without the runs that diverged
-        bottom.plot(hidden, train_acc.mean(1), "-o", ms=3, color=shade, lw=2)
-        for size, place, mean, each in zip(hidden, column, means[data], values):
+        bottom.plot(hidden, train_acc.mean(1), "-o", ms=3, color=shade, lw=2, label=f"D = {data}")
+        for size, place, mean, each in zip(hidden, column, means, values):
             seeds = cells[task, size, data]
             kind = majority(seeds)
             top.scatter(size, mean, color=COLORS.get(kind, "white"), s=90, zorder=4, edgecolors="white" if kind else shade)
@@ -110,8 +85,8 @@ def draw_task(top, bottom, rows, task, sizes):
         *_, where, _, _, verdict = dip_of(rows, task, data)
         verdicts.add(verdict)
         if verdict == "dip":
-            top.scatter(hidden[where], means[data][where], s=280, **RING)
-    label_curves(top, hidden, means, shades)
+            top.scatter(hidden[where], means[where], s=280, **RING)
+    bottom.legend(loc="lower right", ncols=2)      # where nothing else is
     size_ticks(bottom, hidden, hidden)
     return verdicts
 

@@ -280,11 +280,11 @@ def judge_comparisons(settings, rows):
     below it, which is a bound.
     """
     label, claims, first = ladder(rows), [], settings.memorize[0]
-    rank = {size: i for i, size in enumerate([0, *label])}
+    order = {size: i for i, size in enumerate([0, *label])}
     for level in (0.5, 0.9):
         found = {amount: bracket(rows, level, amount, False) for amount in settings.memorize}
         if len(found) > 1:
-            least, most = [rank[below] + 1 for below, _ in found.values()], [rank[size] for _, size in found.values() if size]
+            least, most = [order[below] + 1 for below, _ in found.values()], [order[size] for _, size in found.values() if size]
             tells = max(found) >= 2 * min(found) and min(least) > 1
             claims.append(claim(f"fig 8: the amount to memorize matters little for accuracy {level}", "within one size",
                                 ", ".join(f"+ {amount}: {label.get(size, 'not reached')}" for amount, (_, size) in found.items()),

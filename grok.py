@@ -27,7 +27,6 @@ forget when they are trained on with less data. Each ends with a verdict on ever
 # ///
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from matplotlib import colormaps
@@ -229,7 +228,7 @@ def judge_circuits(history):
         val_acc, share, memory = (history[name][i] for name in ("val_acc_unmirrored", "circuit_share", "memory_acc"))
         jumped, risen = first_step(steps, val_acc, 0.5), first_step(steps, share, share.max() / 2)
         known = first_step(steps, memory, 0.5)
-        forgotten = known and first_step(steps, -memory, -0.5, after=known)
+        forgotten = known and first_step(steps[steps >= known], -memory[steps >= known], -0.5)
         grown.append(risen / jumped if jumped and risen else None)
         dropped.append((forgotten or steps[-1]) / jumped if jumped and known else None)      # not by the last step: at least that
     early = verdict("grokking: the circuit reaches half of its largest share, in % of the steps to validation 0.5",
@@ -423,11 +422,6 @@ def cost_exponents(runs, draws=1000):
     return np.divide((weight * x * y).sum(1), squares, out=np.full(1 + draws, np.nan), where=squares > 1e-9)
 
 
-def both_known(now):
-    """Whether both curves are known at every hidden size."""
-    return np.isfinite(now.capacity[0] + now.critical[0.5][0]).all()
-
-
 def within(draws, tried):
     """Whether each estimate, the first of draws (1 + draws, ...), lies in the range tried."""
     return (draws[0] >= tried[0]) & (draws[0] <= tried[-1])
@@ -446,12 +440,6 @@ def zone(data, low, high, capacity):
 # the zones, held against runs that did not make them
 
 
-def halves(seeds, draws=0):
-    """Seeds divided in two, the even against the odd and then at random: (1 + draws, seeds) bool."""
-    even = np.arange(seeds) % 2 == 0
-    return np.concatenate([even[None], np.random.default_rng(0).permuted(np.tile(even, (draws, 1)), axis=1)])
-
-
 def observed(lines):
     """The most frequent dynamic of these runs, of equals the one seen first; stalled is progression not there yet (figure 5).
 
@@ -462,54 +450,43 @@ def observed(lines):
     return seen.most_common(1)[0][0] if seen else None
 
 
-def predictors(p, rows, now):
-    """What predicts the dynamic of a cell from half of its seeds: {name: function(chosen seeds, index of hidden, D)}.
+def predictions(p, rows, now, chosen):
+    """{(hidden, D): (dynamic observed in the other seeds, {name: dynamic told from the chosen ones})}; chosen is (seeds,) bool.
 
-    The zones of the plane, as the paper draws them; with mirrored pairs counted once; without the zone of semi-grokking, cut
-    at the critical size alone. And two that know no curves: the most frequent dynamic of that hidden size, and of that cell.
+    Told by the zones, as the paper draws them; with mirrored pairs counted once; without the zone of semi-grokking, cut at the
+    critical size alone. And by two that know no curves: the most frequent dynamic of that hidden size, and of that cell.
     """
-    of_size, of_cell = by_cell(plane(rows), "hidden"), by_cell(plane(rows), "hidden", "data")
-    once = mirrored_once(now.capacity[0], p)
+    runs, once, found = by_cell(plane(rows), "hidden", "data"), mirrored_once(now.capacity[0], p), {}
 
-    @cache
-    def critical(chosen, i):
-        """The critical size at each of LEVELS of a hidden size, from these seeds."""
-        return dict(zip(LEVELS, critical_sizes(now.data, resampled_means(now.values[i][:, chosen], draws=0))[:, 0]))
-
-    def by_zone(capacity, low, high):
-        """The zone, between the curves of this capacity and of the critical size at these levels."""
-        return lambda chosen, i, d: zone(d, critical(chosen, i)[low], critical(chosen, i)[high], capacity[i])
-    return {"zones": by_zone(now.capacity[0], FLOOR, 0.9), "mirrored pairs counted once": by_zone(once, FLOOR, 0.9),
-            "without a zone of semi-grokking": by_zone(now.capacity[0], 0.5, 0.5),
-            "hidden size": lambda chosen, i, d: observed(of_seeds(of_size[now.hidden[i],], chosen)),
-            "the same cell": lambda chosen, i, d: observed(of_seeds(of_cell[now.hidden[i], d], chosen))}
-
-
-def of_seeds(lines, chosen):
-    """The runs of these seeds."""
-    return [line for line in lines if line["seed"] in chosen]
+    def most(h, sizes, mine):
+        """The most frequent dynamic of the chosen seeds (mine) or of the others, at a hidden size and these D."""
+        return observed([line for d in sizes for line in runs[h, d] if chosen[line["seed"]] == mine])
+    for i, h in enumerate(now.hidden if chosen.any() else ()):
+        low, middle, high = critical_sizes(now.data, resampled_means(now.values[i][:, chosen], draws=0))[:, 0]
+        by_size = most(h, now.data, True)
+        for d in now.data:
+            found[h, d] = most(h, [d], False), {
+                "zones": zone(d, low, high, now.capacity[0, i]), "mirrored pairs counted once": zone(d, low, high, once[i]),
+                "without a zone of semi-grokking": zone(d, middle, middle, now.capacity[0, i]),
+                "hidden size": by_size, "the same cell": most(h, [d], True)}
+    return found
 
 
-def predictions(rows, now, chosen, predict, both_ways=True):
-    """{(part, hidden, D): (predicted, observed)} for each cell where both are known.
-
-    Predicted from the chosen seeds, (seeds,) bool, and observed in the others (part 0); the other way round too (part 1).
-    """
-    pairs, runs = {}, by_cell(plane(rows), "hidden", "data")
-    parts = tuple(np.flatnonzero(chosen)), tuple(np.flatnonzero(~chosen))
-    for part in range(1 + both_ways):
-        for i, h in enumerate(now.hidden):
-            for d in now.data:
-                seen = observed(of_seeds(runs[h, d], parts[1 - part]))
-                predicted = predict(parts[part], i, d) if seen and parts[part] else None
-                if predicted:
-                    pairs[part, h, d] = predicted, seen
-    return pairs
+def even_and_odd(seeds):
+    """Seeds divided in two, both ways round: two arrays (seeds,) bool."""
+    even = np.arange(seeds) % 2 == 0
+    return even, ~even
 
 
-def share_right(pairs, among):
-    """The share of pairs, {cell: (predicted, observed)}, that agree, of the cells that are among these; NaN of none."""
-    return np.mean([pairs[cell][0] == pairs[cell][1] for cell in among if cell in pairs] or np.nan)
+def confusion(settings, rows, now):
+    """In how many cells the even seeds, or the odd, tell a zone and the others go through a dynamic: {(zone, dynamic): cells}."""
+    return Counter((told["zones"], seen) for half in even_and_odd(settings.seeds)
+                   for seen, told in predictions(settings.p, rows, now, half).values() if seen and told["zones"])
+
+
+def share_right(found, name, among):
+    """The share of the cells in which name tells what was observed, of those in which among tells anything; NaN of none."""
+    return np.mean([told[name] == seen for seen, told in found.values() if seen and told[name] and told[among]] or np.nan)
 
 
 # places as text
@@ -677,16 +654,16 @@ def draw_forgetting(axis, settings, rows, curves):
 
 def draw_cost(axis, rows):
     """The last parameter norm against D, of runs that memorized and of runs that grokked early, a line for each hidden size."""
-    ends = []
+    labels = []
     for kind, mark in (("ungrokking", "-^"), ("grokking", "-o")):
         for (h,), lines in by_cell(settled(rows, kind), "hidden").items():
             norms = {d: np.mean([line["norm"] for line in seeds]) for (d,), seeds in sorted(by_cell(lines, "data").items())}
             axis.plot(list(norms), list(norms.values()), mark, color=COLORS[kind])
-            ends.append((norms[max(norms)], max(norms), h, COLORS[kind]))
+            labels.append((norms[max(norms)], max(norms), h, COLORS[kind]))
         when = " by half of the steps" if kind == "grokking" else ""
         axis.plot([], [], mark, color=COLORS[kind], label=f"{kind}{when}")
     gap, place = np.ptp(axis.get_ylim()) / 30, {}
-    for norm, d, h, color in sorted(ends):      # labels one above the other where lines end close together
+    for norm, d, h, color in sorted(labels):      # labels one above the other where lines end close together
         place[d] = max(place.get(d, -np.inf) + gap, norm)
         axis.annotate(f"  d = {h}", (d, place[d]), va="center", fontsize=8, color=color)
     axis.margins(x=0.12)
@@ -696,7 +673,7 @@ def draw_cost(axis, rows):
 
 def draw_zones(axis, settings, rows, now):
     """The zone that the curves of half the seeds predict against the dynamic of the others, in cells of the diagram."""
-    pairs = Counter(predictions(rows, now, halves(settings.seeds)[0], predictors(settings.p, rows, now)["zones"]).values())
+    pairs = confusion(settings, rows, now)
     count = np.array([[pairs[predicted, seen] for seen in DYNAMICS] for predicted in DYNAMICS])
     axis.imshow(count, cmap="Blues", vmax=1.5 * max(1, count.max()))
     for i, j in np.ndindex(count.shape):
@@ -829,18 +806,17 @@ def judge_zones(settings, rows, now):
     """The claim of figure 1 that the zones hold what the paper says: those of half of the seeds against the runs of the rest.
 
     Shares right are means over random halves, and their interval is what varies from one half to the next: about as much as
-    from one set of seeds to another (but for what all these seeds happen to share). Counts are of the even seeds against the
-    odd, both ways.
+    from one set of seeds to another (but for what all these seeds happen to share). Few seeds are divided in even and odd.
     """
-    claims, names = [], predictors(settings.p, rows, now)
-    counted, *drawn = halves(settings.seeds, draws=200 if settings.seeds >= ENOUGH else 0)
-    even = {name: predictions(rows, now, counted, predict) for name, predict in names.items()}
-    found = [{name: predictions(rows, now, half, predict, both_ways=False) for name, predict in names.items()} for half in drawn]
+    claims, enough = [], settings.seeds >= ENOUGH
+    even, odd = even_and_odd(settings.seeds)
+    halves = np.random.default_rng(0).permuted(np.tile(even, (200, 1)), axis=1) if enough else (even, odd)
+    found = [predictions(settings.p, rows, now, half) for half in halves]
+    known = enough and np.isfinite(now.capacity[0] + now.critical[0.5][0]).all()      # both curves at every size
     for name, paper in (("zones", "all"), ("mirrored pairs counted once", "all"), ("without a zone of semi-grokking", "(all)")):
         which = "" if name == "zones" else f", {name}"
-        right, by_size, by_same = np.array([[share_right(each, pairs[name]) for each in (
-            pairs[name], pairs["hidden size"], pairs["the same cell"])] for pairs in found or [even]]).T
-        known = both_known(now) and found
+        right, by_size, by_same = np.array([[share_right(each, other, name) for other in (name, "hidden size", "the same cell")]
+                                            for each in found]).T
         (low, high), (least, most) = (np.percentile(each, [2.5, 97.5]) if known else (np.nan, np.nan)
                                       for each in (right, right - by_size))
         measured = (f"{with_interval(right.mean(), low, high, '{:.0%}')} of {len(now.hidden) * len(now.data)} cells; "
@@ -848,14 +824,14 @@ def judge_zones(settings, rows, now):
                     f"{with_interval((right - by_size).mean(), least, most, '{:+.0%}')}; the same cell {by_same.mean():.0%}")
         claims.append(claim("fig 1: zones from half of the seeds predict the others' dynamic, in 3 of 4 cells and better "
                             f"than the hidden size alone{which}", paper,
-                            measured if even[name] else "no zone is known from half of the seeds",
+                            measured if right.mean() >= 0 else "no zone is known from half of the seeds",
                             True if low >= 0.75 and least > 0 else
                             False if high < 0.75 or (most <= 0 and right.mean() < 1) else None))
-        for kind in DYNAMICS:
-            seen = Counter(seen for predicted, seen in even[name].values() if predicted == kind)
-            text = ", ".join(f"{each} {count}" for each, count in seen.most_common())
-            if text or name == "zones":
-                claims.append(claim(f"in the zone of {kind}{which}", kind, text or "no cell", None))
+    pairs = confusion(settings, rows, now)
+    for kind in DYNAMICS:
+        seen = Counter({seen: count for (told, seen), count in pairs.items() if told == kind}).most_common()
+        text = ", ".join(f"{each} {count}" for each, count in seen)
+        claims.append(claim(f"in the zone of {kind}", kind, text or "no cell", None))
     return claims
 
 
