@@ -62,38 +62,38 @@ def grid(settings):
 
 # the figure
 
+LINES = "-", "--", ":", "-."      # of each D, the smallest first
 RING = {"facecolors": "none", "edgecolors": "black", "lw": 2, "zorder": 5}      # around a dip
 
 
 def draw_task(top, bottom, rows, task, sizes):
     """A task's validation accuracy, and training accuracy beneath, a curve for each D. Returns the verdicts on their dips."""
     cells, verdicts = by_cell(rows, "task", "hidden", "data"), set()
-    shades = {data: str(0.6 * i / max(1, len(sizes) - 1)) for i, data in enumerate(sizes)}
-    for i, (data, shade) in enumerate(shades.items()):
+    for i, (data, style) in enumerate(zip(sizes, LINES * len(sizes))):
         hidden, values = size_curve(rows, task, data)
         means, low, high = np.array([interval(seeds) for seeds in values]).T
-        column = hidden * 1.025 ** (i - (len(sizes) - 1) / 2)      # the seeds of each D in a column of their own
-        top.plot(hidden, means, color=shade, lw=2.5, zorder=2)
-        top.vlines(column, low, high, color=shade, lw=1.5, zorder=2)
+        column = hidden * 1.025 ** (i - (len(sizes) - 1) / 2)      # each D in a column of its own
+        top.plot(column, means, style, color="black", zorder=2)
+        top.vlines(column, low, high, color="black", lw=1, zorder=2)
         train_acc = np.ma.masked_invalid(size_curve(rows, task, data, "train_acc")[1])      # without the runs that diverged
-        bottom.plot(hidden, train_acc.mean(1), "-o", ms=3, color=shade, lw=2, label=f"D = {data}")
+        bottom.plot(hidden, train_acc.mean(1), style, color="black", label=f"D = {data}")
         for size, place, mean, each in zip(hidden, column, means, values):
             seeds = cells[task, size, data]
             kind = majority(seeds)
-            top.scatter(size, mean, color=COLORS.get(kind, "white"), s=90, zorder=4, edgecolors="white" if kind else shade)
+            top.scatter(place, mean, color=COLORS.get(kind, "white"), s=80, zorder=4, edgecolors="black", lw=0.8)
             top.scatter([place] * len(seeds), each, s=7, alpha=0.6, zorder=3, color=[COLORS[line["dynamic"]] for line in seeds])
         *_, where, _, _, verdict = dip_of(rows, task, data)
         verdicts.add(verdict)
         if verdict == "dip":
-            top.scatter(hidden[where], means[where], s=280, **RING)
-    bottom.legend(loc="lower right", ncols=2)      # where nothing else is
+            top.scatter(column[where], means[where], s=280, **RING)
+    bottom.legend(loc="lower right", ncols=2, fontsize=9)      # where nothing else is
     size_ticks(bottom, hidden, hidden)
     return verdicts
 
 
 def draw(settings, rows, curves):
     """Figures 6 and 7: validation accuracy, and training accuracy beneath, against hidden size; a panel per task."""
-    figure = Figure(figsize=(11, 7), layout="constrained")
+    figure = Figure(figsize=(10, 7), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 1))
     axes[1, 0].set(xscale="log", xlim=(min(settings.hidden) / 1.15, max(settings.hidden) * 1.15))
     formula = {"addition": f"(a + b) mod {settings.p}", "squared_addition": f"(a + b)$^2$ mod {settings.p}"}
@@ -105,18 +105,18 @@ def draw(settings, rows, curves):
         bottom.set_xlabel("hidden size d")
         for axis in (top, bottom):
             axis.grid(alpha=0.25)
-    axes[0, 0].set_ylabel("final validation accuracy, unmirrored")
+    axes[0, 0].set_ylabel("final validation accuracy\n(no pair whose mirror is trained on)")
     axes[1, 0].set_ylabel("training accuracy")
     seen = [kind for kind in COLORS if any(line["dynamic"] == kind for line in rows)]
     marks = [axes[0, -1].scatter([], [], c=COLORS[kind], s=45, label=kind) for kind in seen]
     if "dip" in verdicts:
-        marks.append(axes[0, -1].scatter([], [], s=120, label="a dip", **RING))
+        marks.append(axes[0, -1].scatter([], [], s=120, label="dip", **RING))
     figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), fontsize=10,
-                  title="dynamic of most runs (white: none has most; small dots: of each run)")
+                  title="dynamic of more than half of the seeds (white: of none); small dots: each seed")
     finding = ("Wider models can generalize worse before they generalize better" if "dip" in verdicts else
                "A dip or none: these runs do not tell" if "undecided" in verdicts else "No dip in this range of hidden sizes")
     points = f"mean of {settings.seeds} seeds, 95% interval" if settings.seeds > 2 else f"mean of seeds: {settings.seeds}"
-    figure.suptitle(f"{finding} ({points}, step {settings.steps})")
+    figure.suptitle(f"{finding}\n({points}, step {settings.steps})")
     return {"double_descent.png": figure}
 
 

@@ -26,6 +26,7 @@ arXiv 2304.15004); and a verdict on each of the paper's claims.
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
@@ -169,12 +170,12 @@ def times_alone(rows, level, memorize, split):
 
 def draw(settings, rows, curves):
     """Figures 8 and 10, with the loss on the answer and the circuit's share beneath."""
-    figure = Figure(figsize=(9, 9), layout="constrained")
+    figure = Figure(figsize=(8.5, 8.5), layout="constrained")
     axes = accuracy, loss, share = figure.subplots(3, 1, sharex=True, height_ratios=(5, 2, 2))
-    shades = ("#0072B2", "#009E73", "#56B4E9", "#004C78", "#CC79A7", "#F0E442", "#999999")
-    colors = dict(zip(settings.memorize, shades * len(settings.memorize)))
+    amounts = sorted(set(settings.memorize))
+    colors = dict(zip(amounts, colormaps["Blues"](np.linspace(0.6, 1, len(amounts)))))
     for i, (memorize, split) in enumerate(series(settings)):
-        color = "#D55E00" if split else colors.get(memorize, "#000000")
+        color = "#009E73" if split else colors.get(memorize, "#000000")
         found = sizes(rows, memorize, split)
         accuracy.plot(list(found), [best(lines) for lines in found.values()], "-o", ms=7, lw=2, color=color,
                       label=name(memorize, split))
@@ -196,14 +197,16 @@ def draw(settings, rows, curves):
                           path_effects=[withStroke(linewidth=3, foreground="white")])
     label, held = ladder(rows), suppressed(settings, rows)
     accuracy.set(xscale="log", xlim=(0.8 * min(label), 1.25 * max(label)), ylim=(-0.03, 1.03),
-                 ylabel="best validation accuracy on addition\n(line: best seed; hollow: memorization not known)")
+                 ylabel="best validation accuracy on addition")
+    accuracy.plot([], [], "o", ms=4, mec="black", mfc="none", label="a seed that has not memorized")
     figure.legend(loc="outside lower center", ncols=3, fontsize=9)
     loss.axhline(np.log(settings.p), color="#999999", lw=0.8, ls="--")
     loss.annotate("guessing, ln p", (0.99, np.log(settings.p)), xycoords=("axes fraction", "data"), va="bottom", ha="right",
                   fontsize=8, color="#666666")
-    loss.set_ylabel("loss on the answer,\nvalidation")
-    share.set(xlabel="parameters (lower panels: at the last step, mean over seeds, 95% interval)",
-              ylabel="generalizing circuit's\nshare of the logits")
+    loss.set_ylabel("validation loss\n(nats)")
+    spread = "95% interval" if settings.seeds > 4 else "range"      # as interval tells it
+    share.set(xlabel=f"parameters (top: line through the best seed; below: mean and {spread} of the seeds at the last step)",
+              ylabel="circuit's share\nof the logits")
     share.xaxis.set_minor_formatter("")
     top = accuracy.secondary_xaxis("top")
     top.set_xticks(list(label), labels=[text.replace(" ", "\n") for text in label.values()], fontsize=8)
@@ -212,11 +215,11 @@ def draw(settings, rows, curves):
     for axis in axes:
         axis.grid(alpha=0.25)
     beside = sizes(rows, settings.memorize[0], False)
-    lost = "does not" if any(best(beside[params]) < FLOOR for params in held) else "learns only part of it"
-    finding = f"Beside memorization, a model that could learn addition {lost}" if held else "Addition beside memorization"
+    lost = "fails" if held and best(beside[held[-1]]) < FLOOR else "is partly learned"
+    finding = f"Beside memorization, addition {lost} at {label[held[-1]]}" if held else "Addition beside memorization"
     if mixed and held and mixed > held[-1]:
         pass_it = sum((ability(line) or 0) >= 0.5 for line in beside[mixed])
-        finding += f",\n{label[mixed]} passes 0.5 ({pass_it} of {len(beside[mixed])} seeds)"
+        finding += f" and passes 0.5 at {label[mixed]} ({pass_it} of {len(beside[mixed])} seeds)"
     figure.suptitle(f"{finding}\np = {settings.p}, {settings.data} additions, {settings.seeds} seeds, {settings.steps} steps")
     return {"emergence.png": figure}
 

@@ -82,29 +82,31 @@ def went_through(kind, lines, history):
 
 # figures
 
-PANELS = {
-    "accuracy": {"train_acc": ("train", "#009E73"), "val_acc_unmirrored": ("validation", "#D55E00")},
-    "circuit": {"circuit_share": ("generalizing share\nof logits", "#0072B2"),
-                "fourier_top5": ("embedding power\nin 5 frequencies", "#56B4E9"),
-                "memory_acc": ("train accuracy\nwithout it", "#CC79A7")},
-    "logits": {"circuit_margin": ("margin of the\ngeneralizing part", "#0072B2"),
-               "circuit_spread": ("spread of\nthe rest", "#CC79A7")},
+PANELS = {      # what generalizes is green, what memorizes is black
+    "accuracy": {"train_acc": ("train", "#000000"), "val_acc_unmirrored": ("validation", "#009E73")},
+    "share, accuracy": {"circuit_share": ("generalizing circuit's\nshare of the logits", "#009E73"),
+                        "fourier_top5": ("embedding power\nin 5 frequencies", "#56B4E9"),
+                        "memory_acc": ("train accuracy\nwithout the circuit", "#000000")},
+    "logits": {"circuit_margin": ("margin of the\ngeneralizing circuit", "#009E73"),
+               "circuit_spread": ("spread of\nthe rest", "#000000")},
     "parameter norm": {"norm": ("", "#000000")},
 }
 
 
 def draw_dynamics(settings, rows, curves):
-    """Figure 2 with the circuits beneath: a column per dynamic, a line per seed."""
-    figure = Figure(figsize=(13, 9.5), layout="constrained")
+    """Figure 2 with the circuits beneath: a column for each cell, a thin line per seed and their median."""
+    figure = Figure(figsize=(11, 8.5), layout="constrained")
     axes = figure.subplots(len(PANELS), len(DYNAMICS), sharex=True, sharey="row")
-    for column, (lines, history) in zip(axes.T, cells(settings, rows, curves)):
+    for expected, column, (lines, history) in zip(DYNAMICS, axes.T, cells(settings, rows, curves)):
         for axis, measures in zip(column, PANELS.values()):
             for name, (text, color) in measures.items():
-                axis.plot(history["step"].T[1:], history[name].T[1:], color=color, lw=1.2, alpha=0.8)[0].set_label(text)
+                known = np.ma.masked_invalid(history[name])[:, 1:]      # without runs that diverged; step 0 has no logarithm
+                axis.plot(history["step"].T[1:], known.T, color=color, lw=0.6, alpha=0.5)
+                axis.plot(history["step"][0, 1:], np.ma.median(known, 0), color=color, lw=2, label=text)
             axis.grid(alpha=0.25)
         counts = count_dynamics(lines).replace(", ", ",\n")
-        column[0].set_title(f"{counts}\nhidden {lines[0]['hidden']}, D = {lines[0]['data']}", fontweight="bold",
-                            color=COLORS.get(majority(lines), "black"))
+        cell = f"the cell of {expected}:\nhidden {lines[0]['hidden']}, D = {lines[0]['data']}"
+        column[0].set_title(f"{cell}\n{counts}", fontsize=11, color=COLORS.get(majority(lines), "black"))
         column[0].set_ylim(-0.03, 1.03)
         column[1].set_ylim(-0.03, 1.03)
         column[-1].set(xlabel="optimization step", xscale="log", xlim=(settings.steps / 1000, 1.2 * settings.steps))
@@ -112,7 +114,7 @@ def draw_dynamics(settings, rows, curves):
         row[0].set_ylabel(label)
         if len(measures) > 1:
             row[-1].legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.suptitle(f"Training dynamics of (a + b) mod {settings.p}, and the circuits beneath (a line per seed)")
+    figure.suptitle(f"Training dynamics of (a + b) mod {settings.p}, and the circuits beneath (thin: each seed, thick: median)")
     return figure
 
 
@@ -120,22 +122,25 @@ def draw_progression(settings, rows, curves):
     """Figures 5 and 9: progression seed by seed, accuracy and norm, of the first five seeds, as many as the paper shows."""
     lines, history = next(cells(settings, rows, curves))
     lines = lines[:5]
-    figure = Figure(figsize=(2.6 * max(2, len(lines)) + 1, 4.6), layout="constrained")
+    figure = Figure(figsize=(2 * max(3, len(lines)) + 1, 4.2), layout="constrained")
     axes = figure.subplots(2, len(lines), sharex=True, sharey="row", squeeze=False)
     for i, line in enumerate(lines):
         steps = history["step"][i]
         for name, (text, color) in PANELS["accuracy"].items():
-            axes[0, i].plot(steps, history[name][i], color=color, label=text)
-        axes[1, i].plot(steps, history["norm"][i], color="#000000")
-        axes[0, i].set_title(f"seed {line['seed']}: {line['dynamic']}", color=COLORS[line["dynamic"]])
-        axes[1, i].set_xlabel("optimization step")
+            axes[0, i].plot(steps[1:], history[name][i, 1:], color=color, label=text)
+        axes[1, i].plot(steps[1:], history["norm"][i, 1:], color="#000000")
+        start = first_step(steps, history["val_acc_unmirrored"][i], FLOOR)
+        when = f"\nfrom step {start}" if start is not None else ""
+        axes[0, i].set_title(f"seed {line['seed']}: {line['dynamic']}{when}", fontsize=11, color=COLORS[line["dynamic"]])
+        axes[1, i].set(xlabel="optimization step", xscale="log", xlim=(settings.steps / 1000, 1.2 * settings.steps))
         for axis in axes[:, i]:
             axis.grid(alpha=0.25)
+            axis.axvline(start or np.nan, color="#999999", lw=0.8, ls="--")
     axes[0, 0].legend()
     axes[0, 0].set_ylabel("accuracy")
     axes[1, 0].set_ylabel("parameter norm")
     cell = f"hidden {lines[0]['hidden']}, D = {lines[0]['data']}, p = {settings.p}"
-    figure.suptitle(f"Seed by seed: {cell}, seeds {lines[0]['seed']} to {lines[-1]['seed']}")
+    figure.suptitle(f"When each seed starts to generalize\n(dashed: validation accuracy {FLOOR}; {cell})")
     return figure
 
 

@@ -1197,7 +1197,7 @@ def test_a_point_of_a_known_run_is_not_above_its_line():
     settings, rows = made_up_ladder((0.02, None, 0.95), (0.1, 0.95, 1))      # best_val_acc_unmirrored is 1 throughout
     accuracy = emergence.draw(settings, rows, {})["emergence.png"].axes[0]
     points = [line for line in accuracy.lines if len(line.get_xdata()) == 1]
-    filled = [line.get_ydata()[0] for line in points if line.get_markerfacecolor() != "none"]
+    filled = [line.get_ydata()[0] for line in points if str(line.get_markerfacecolor()) != "none"]
     assert sorted(set(np.round(filled, 2))) == [0.02, 0.1, 0.2, 0.95, 1] and len(points) == len(filled) + 3
 
 
