@@ -1249,8 +1249,10 @@ def locked(out):
         (out / "cache").mkdir(parents=True, exist_ok=True)
         lock = sqlite3.connect(out / "cache" / "lock", timeout=0)
         lock.execute("BEGIN EXCLUSIVE")
-    except sqlite3.DatabaseError as error:
+    except sqlite3.OperationalError as error:
         fail(f"--out {out}: " + ("in use by another process" if "locked" in str(error) else f"can't be written ({error})"))
+    except sqlite3.DatabaseError as error:
+        fail(f"--out {out}: {out / 'cache' / 'lock'} is damaged ({error}); delete it")
     except OSError as error:
         fail(f"--out {out}: can't be written ({error.strerror})")
     return lock

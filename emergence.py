@@ -240,7 +240,9 @@ def judge_suppression(settings, rows):
     label, held = ladder(rows), suppressed(settings, rows)
     alone, mixed = sizes(rows, 0, False), sizes(rows, settings.memorize[0], False)
     seen = ", ".join(f"{best(mixed[params]):.2f} at {label[params]} (alone {best(alone[params]):.2f})" for params in held)
-    tried, (too_small, first) = known_sizes(alone, mixed), bracket(rows, 0.9, 0, False)
+    tried, first = known_sizes(alone, mixed), threshold(rows, 0.9, 0, False)
+    able = min((params for params, lines in alone.items() if best(lines) >= 0.9), default=0)
+    too_small = max((params for params, lines in alone.items() if params < able and best(lines) < 0.9), default=0)
     testable = any(params < PAPER_RATIO / 3 * too_small for params in tried)
     fails = claim("fig 8: addition fails beside memorization", f"near 0 (below {FLOOR})",
                   f"+ {settings.memorize[0]}: {seen or 'at no size'}",

@@ -74,9 +74,9 @@ def cells(settings, rows, curves):
         yield [rows[i] for i in member], {name: values[member] for name, values in curves.items()}
 
 
-def went_through(kind, lines, history):
-    """The curves of those runs of a cell that went through a dynamic; stalled is progression that has not started (figure 5)."""
-    member = [i for i, line in enumerate(lines) if line["dynamic"] in (kind, "stalled" if kind == "progression" else kind)]
+def went_through(lines, history, *kinds):
+    """The curves of those runs of a cell that went through one of these dynamics."""
+    member = [i for i, line in enumerate(lines) if line["dynamic"] in kinds]
     return {name: values[member] for name, values in history.items()}
 
 
@@ -199,7 +199,7 @@ def judge(settings, rows, curves):
         claims.append(claim(f"fig 2: the cell of {expected}", expected,
                             f"hidden {lines[0]['hidden']}, D {lines[0]['data']}: {count_dynamics(lines)}",
                             share > 0.5 if known and share != 0.5 else None))
-    history = went_through("progression", *found["progression"])
+    history = went_through(*found["progression"], "progression", "stalled", "ungrokking")      # the latter two never start
     starts = [first_step(*seed, FLOOR) for seed in zip(history["step"], history["val_acc_unmirrored"])]
     reached, never = sorted(step for step in starts if step is not None), starts.count(None)
     latest = settings.steps if never else max(reached, default=0)
@@ -207,6 +207,7 @@ def judge(settings, rows, curves):
     claims.append(claim(f"fig 5: when progression starts to generalize (validation {FLOOR}) varies twofold with the seed",
                         "varies", f"steps {reached[0]} to {'more than ' * bool(never)}{latest}" if reached else "not reached",
                         True if varies else False if len(reached) >= ENOUGH and not never else None))
+    history = went_through(*found["progression"], "progression")
     bumps = [bump(*seed) for seed in zip(history["step"], history["train_acc"], history["val_acc_unmirrored"])]
     claims.append(verdict("fig 5: training accuracy rises where validation starts to: share of its best gained "
                           f"from half to twice the step of validation {FLOOR}", "a bump (half)", bumps, 0.5, True, "{:.0%}"))
@@ -214,15 +215,15 @@ def judge(settings, rows, curves):
                         f"{never}/{len(starts)} had not by step {settings.steps}",
                         True if reached and never and settings.steps >= 10 * reached[-1] else None))      # else they may still
     for name, paper in (("progression", "rises"), ("grokking", "falls")):
-        history = went_through(name, *found[name])
+        history = went_through(*found[name], name)
         seeds = zip(history["val_acc_unmirrored"], history["norm"])
         changes = [norm_change(settings.p, *seed) for seed in seeds]
         claims.append(verdict(f"fig 9: norm while validation rises, {name}", paper, changes, 0, paper == "rises", "{:+.1%}"))
-    return claims + judge_circuits(went_through("grokking", *found["grokking"]))
+    return claims + judge_circuits(went_through(*found["grokking"], "grokking"))
 
 
 def judge_circuits(history):
-    """When the generalizing circuit grows and memorization is dropped in the cell of grokking (the paper infers both).
+    """When the generalizing circuit grows and memorization is dropped in runs that grok (the paper infers both).
 
     Both as a share of the steps to validation accuracy 0.5. Training accuracy without the circuit does not decide the second:
     where it falls early, memorization may only need the circuit's help by then; where it falls late, the rest of the logits
@@ -477,16 +478,16 @@ def predictions(p, rows, now, chosen):
     return found
 
 
-def even_and_odd(seeds):
-    """Seeds divided in two, both ways round: two arrays (seeds,) bool."""
-    even = np.arange(seeds) % 2 == 0
-    return even, ~even
+def both_ways(settings, rows, now):
+    """The predictions of the even seeds for the odd and of the odd for the even, {(part, hidden, D): as of predictions}."""
+    even = np.arange(settings.seeds) % 2 == 0
+    return {(part, *cell): each for part, half in enumerate((even, ~even))
+            for cell, each in predictions(settings.p, rows, now, half).items()}
 
 
 def confusion(settings, rows, now):
     """In how many cells the even seeds, or the odd, tell a zone and the others go through a dynamic: {(zone, dynamic): cells}."""
-    return Counter((told["zones"], seen) for half in even_and_odd(settings.seeds)
-                   for seen, told in predictions(settings.p, rows, now, half).values() if seen and told["zones"])
+    return Counter((told["zones"], seen) for seen, told in both_ways(settings, rows, now).values() if seen and told["zones"])
 
 
 def share_right(found, name, among):
@@ -814,9 +815,8 @@ def judge_zones(settings, rows, now):
     from one set of seeds to another (but for what all these seeds happen to share). Few seeds are divided in even and odd.
     """
     claims, enough = [], settings.seeds >= ENOUGH
-    even, odd = even_and_odd(settings.seeds)
-    halves = np.random.default_rng(0).permuted(np.tile(even, (200, 1)), axis=1) if enough else (even, odd)
-    found = [predictions(settings.p, rows, now, half) for half in halves]
+    halves = np.random.default_rng(0).permuted(np.tile(np.arange(settings.seeds) % 2 == 0, (200, 1)), axis=1)
+    found = [predictions(settings.p, rows, now, half) for half in halves] if enough else [both_ways(settings, rows, now)]
     known = enough and np.isfinite(now.capacity[0] + now.critical[0.5][0]).all()      # both curves at every size
     for name, paper in (("zones", "all"), ("mirrored pairs counted once", "all"), ("without a zone of semi-grokking", "(all)")):
         which = "" if name == "zones" else f", {name}"
@@ -830,8 +830,7 @@ def judge_zones(settings, rows, now):
         claims.append(claim("fig 1: zones from half of the seeds predict the others' dynamic, in 3 of 4 cells and better "
                             f"than the hidden size alone{which}", paper,
                             measured if right.mean() >= 0 else "no zone is known from half of the seeds",
-                            True if low >= 0.75 and least > 0 else
-                            False if high < 0.75 or (most <= 0 and right.mean() < 1) else None))
+                            True if low >= 0.75 and least > 0 else False if high < 0.75 or most < 0 else None))
     pairs = confusion(settings, rows, now)
     for kind in DYNAMICS:
         seen = Counter({seen: count for (told, seen), count in pairs.items() if told == kind}).most_common()
