@@ -62,17 +62,20 @@ def grid(settings):
 
 # the figure
 
-LINES = "-", "--", ":", "-."      # of each D, the smallest first
+LINES = "-", "--", ":", "-."      # of each D of either task, the smallest first
 RING = {"facecolors": "none", "edgecolors": "black", "lw": 2, "zorder": 5}      # around a dip
 
 
-def draw_task(top, bottom, rows, task, sizes):
-    """A task's validation accuracy, and training accuracy beneath, a curve for each D. Returns the verdicts on their dips."""
+def draw_task(top, bottom, rows, task, styles):
+    """A task's validation accuracy, and training accuracy beneath, a curve for each D of styles, {D: line style}.
+
+    Returns the verdicts on their dips.
+    """
     cells, verdicts = by_cell(rows, "task", "hidden", "data"), set()
-    for i, (data, style) in enumerate(zip(sizes, LINES * len(sizes))):
+    for i, (data, style) in enumerate(styles.items()):
         hidden, values = size_curve(rows, task, data)
         means, low, high = np.array([interval(seeds) for seeds in values]).T
-        column = hidden * 1.025 ** (i - (len(sizes) - 1) / 2)      # each D in a column of its own
+        column = hidden * 1.025 ** (i - (len(styles) - 1) / 2)      # each D in a column of its own
         top.plot(column, means, style, color="black", zorder=2)
         top.vlines(column, low, high, color="black", lw=1, zorder=2)
         train_acc = np.ma.masked_invalid(size_curve(rows, task, data, "train_acc")[1])      # without the runs that diverged
@@ -97,9 +100,9 @@ def draw(settings, rows, curves):
     axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 1))
     axes[1, 0].set(xscale="log", xlim=(min(settings.hidden) / 1.15, max(settings.hidden) * 1.15))
     formula = {"addition": f"(a + b) mod {settings.p}", "squared_addition": f"(a + b)$^2$ mod {settings.p}"}
-    verdicts = set()
+    every, verdicts = sorted({*settings.data, *settings.squared_data}), set()
     for (top, bottom), (task, sizes) in zip(axes.T, tasks(settings)):
-        verdicts |= draw_task(top, bottom, rows, task, sizes)
+        verdicts |= draw_task(top, bottom, rows, task, {data: LINES[every.index(data) % len(LINES)] for data in sizes})
         top.set_title(formula[task], fontsize=13)
         top.set_ylim(-0.04, 1.06)
         bottom.set_xlabel("hidden size d")

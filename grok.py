@@ -136,7 +136,7 @@ def draw_progression(settings, rows, curves):
         for axis in axes[:, i]:
             axis.grid(alpha=0.25)
             axis.axvline(start or np.nan, color="#999999", lw=0.8, ls="--")
-    axes[0, 0].legend()
+    axes[0, 0].legend(fontsize=8)
     axes[0, 0].set_ylabel("accuracy")
     axes[1, 0].set_ylabel("parameter norm")
     cell = f"hidden {lines[0]['hidden']}, D = {lines[0]['data']}, p = {settings.p}"
