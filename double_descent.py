@@ -187,8 +187,9 @@ def judge_more_data(settings, rows, found):
 def judge_harder(settings, rows, found):
     """Prediction 2, at some D of both tasks: the harder one dips deeper, and a model must be larger to generalize.
 
-    The paper shows it at one D; so one is enough for a yes, and all must fail for a no. That it fails takes a dip of addition,
-    and a verdict on that of the harder task. The intervals hold for all D together (Bonferroni).
+    The paper shows it at one D; so one is enough for a yes, and all must fail for a no. That it fails takes a dip of addition
+    (else D may lie above both crossings), and for the depth a verdict on the dip of the harder task. The intervals hold for all
+    D together (Bonferroni).
     """
     deeper, larger, by, times = [], [], [], []
     both = sorted(set(settings.squared_data) & set(settings.data))
@@ -210,7 +211,8 @@ def judge_harder(settings, rows, found):
         found_ratio = "" if np.isinf(size[0]) and np.isinf(easy_size[0]) else (
             f", {with_interval(ratio[0], low, high, '{:.1f}')} times")
         times.append(f"D = {data}: d = {' against '.join(sizes)}{found_ratio}")
-        larger.append(beyond(1, low, high, True) if enough else None)
+        wider = beyond(1, low, high, True) if enough else None
+        larger.append(wider if wider or easy_dip == "dip" else None)
     if not deeper:
         return []
     return [claim(text, paper, ", ".join(measured), True in verdicts or (None if None in verdicts else False))

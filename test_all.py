@@ -1198,7 +1198,7 @@ def test_accuracy_counts_only_where_the_memorization_is_known():
         if line["best_val_acc_memorized"] is None:
             line["best_val_acc_unmirrored"] = 0.01
     fails, again = emergence.judge_suppression(settings, rows)
-    assert fails["holds"] is False and "at no size" in fails["measured"] and again["holds"] is None
+    assert fails["holds"] is None and "at no size" in fails["measured"] and again["holds"] is None      # one size does not tell
     for line in rows:
         line["dynamic"] = "diverged"      # also where it had learned both before
     assert all(np.isnan(emergence.best(rows)) and c["holds"] is None for c in emergence.judge_suppression(settings, rows))
@@ -1393,7 +1393,8 @@ def test_the_size_from_which_on_accuracy_suffices(means, size):
 
 @pytest.mark.parametrize("hard, easy, holds, text", [
     ((0, 0, 0.2, 0.9), (0, 0.2, 0.9, 1), True, "d = 22 against 11, 2.0 [2.0, 2.0] times"),
-    ((0, 0.2, 0.9, 1), (0, 0, 0.2, 0.9), False, "d = 11 against 22, 0.5 [0.5, 0.5] times"),
+    ((0, 0.2, 0.9, 1), (0.9, 0, 0.2, 0.9), False, "d = 11 against 22, 0.5 [0.5, 0.5] times"),
+    ((0, 0.2, 0.9, 1), (0, 0, 0.2, 0.9), None, "d = 11 against 22, 0.5 [0.5, 0.5] times"),      # both may be above their crossing
     ((0, 0, 0, 0.4), (0, 0, 0, 1), True, "d = more than 32 against 23, inf [inf, inf] times"),
     ((0, 0, 0, 0.4), (0, 0, 0, 0.4), None, "d = more than 32 against more than 32")])
 def test_whether_the_harder_task_needs_a_larger_model_can_come_out_either_way(hard, easy, holds, text):
@@ -2098,17 +2099,45 @@ def test_readme_tells_what_the_reference_results_say():
     assert results_table() in (HERE / "README.md").read_text()
 
 
+def reference(script, folder):
+    """Settings, rows and claims of the results in a folder of figures/."""
+    summary = json.loads((HERE / "figures" / folder / "summary.json").read_text())
+    kind = type(script.PRESETS["quick"])
+    settings = kind(**{f.name: tuple(value) if isinstance(value, list) else value for f in fields(kind)
+                       for value in [summary["configuration"][f.name]]})
+    return settings, common.read_table(HERE / "figures" / folder / "runs.csv"), summary["claims"]
+
+
 @pytest.mark.parametrize("folder", sorted(path.name for path in (HERE / "figures").glob("*-*")
                                           if path.name.startswith(("double_descent", "emergence"))))
 def test_the_verdicts_of_the_reference_results_are_those_of_the_code(folder):
     """(Those of grok.py need curves.npz, which is too large to keep.)"""
     script = double_descent if folder.startswith("double") else emergence
-    summary = json.loads((HERE / "figures" / folder / "summary.json").read_text())
-    rows = common.read_table(HERE / "figures" / folder / "runs.csv")
-    kind = type(script.PRESETS["quick"])
-    settings = kind(**{f.name: tuple(value) if isinstance(value, list) else value for f in fields(kind)
-                       for value in [summary["configuration"][f.name]]})
-    assert script.judge(settings, rows, {}) == summary["claims"]
+    settings, rows, claims = reference(script, folder)
+    assert script.judge(settings, rows, {}) == claims
+
+
+@pytest.mark.parametrize("folder", ["double_descent-quick", "double_descent-small", "emergence-quick", "emergence-small",
+                                    "emergence-paper"])
+def test_no_verdict_turns_into_its_opposite_without_a_size_a_seed_or_a_d(folder):
+    """Less work may leave a claim undecided; it does not refute what more work shows, nor show what more work refutes."""
+    script = double_descent if folder.startswith("double") else emergence
+    settings, rows, claims = reference(script, folder)
+    known = {c["claim"].split(", n =")[0]: c["holds"] for c in claims}
+    sizes = {line["hidden"] for line in rows}
+    parts = [[line for line in rows if line["hidden"] != hidden] for hidden in sizes]
+    parts += [[line for line in rows if line["seed"] != seed] for seed in range(settings.seeds)]
+    parts += [[line for line in rows if (line["task"], line["data"]) != ("addition", data)]
+              for data in settings.data] if script is double_descent else []
+    for part in parts:
+        kept = [i for i, hidden in enumerate(settings.hidden) if any(line["hidden"] == hidden for line in part)]
+        fewer = {"hidden": tuple(settings.hidden[i] for i in kept)}
+        if script is emergence:
+            fewer["layers"] = tuple(settings.layers[i] for i in kept)
+        else:
+            fewer["data"] = tuple(sorted({line["data"] for line in part if line["task"] == "addition"}))
+        for c in script.judge(replace(settings, **fewer), part, {}):
+            assert {known.get(c["claim"].split(", n =")[0]), c["holds"]} != {True, False}, c
 
 
 @pytest.mark.parametrize("folder", sorted(path.name for path in (HERE / "figures").glob("*-*")))
