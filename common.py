@@ -996,13 +996,15 @@ def dip_of(rows, task, data):
     """dip_interval of the size_curve of a task and D, with the hidden sizes in front.
 
     No dip is told only where the smallest models are too small to memorize and generalize instead, in progression: else what is
-    to the left of the dip may not have been tried. (Smaller ones than those that are stalled may generalize.)
+    to the left of the dip may not have been tried. (Smaller ones than those that are stalled may generalize.) Nor where a dip may
+    lie between two sizes tried: of more than a factor of 3.
     """
     hidden, values = size_curve(rows, task, data)
     *found, verdict = dip_interval(values)
     kinds = [line["dynamic"] for line in rows if (line["task"], line["data"], line["hidden"]) == (task, data, hidden[0])]
     small = kinds.count("progression") > len(kinds) / 2
-    return hidden, *found, "undecided" if verdict == "no dip" and not small else verdict
+    dense = (hidden[1:] <= 3 * hidden[:-1]).all()
+    return hidden, *found, "undecided" if verdict == "no dip" and not (small and dense) else verdict
 
 
 # claims and files
