@@ -709,7 +709,8 @@ def train_all(populations, options, tick):
         return
     context = mp.get_context(start_method())
     todo, news = context.SimpleQueue(), context.SimpleQueue()
-    processes = [context.Process(target=worker, args=(populations, todo, news, options)) for _ in range(count)]
+    # daemons: not waited for where a second Ctrl-C ends the finally below too soon
+    processes = [context.Process(target=worker, args=(populations, todo, news, options), daemon=True) for _ in range(count)]
     try:
         for process in processes:
             process.start()
@@ -741,12 +742,12 @@ def run_steps(begun):
 
 
 def progress(begun, mine, seconds):
-    """How far the populations mine are, and the time left if they go on as in these seconds."""
+    """How far the populations mine are, and the time left if they go on as in these seconds, once a thousandth is made."""
     finished = sum(len(population) for population, _, now in begun if now == 1)
     made = sum(work(population) * (now - before) for population, before, now in begun)
     left = sum(map(work, mine)) - sum(work(population) * now for population, _, now in begun)
     text = f"{finished}/{sum(map(len, mine))} runs, {run_steps(begun) / seconds:.0f} run-steps/s"
-    return text + (f", {timedelta(seconds=round(seconds * left / made))} left" if made else "")
+    return text + (f", {timedelta(seconds=round(seconds * left / made))} left" if made > left / 1000 else "")
 
 
 def sweep(runs, options):

@@ -47,10 +47,11 @@ def runs_of(count=3, **settings):
     return [Run(**{**usual, "seed": seed, **settings}) for seed in range(count)]
 
 
-def python(*words):
+def python(*words, **options):
     """Run the interpreter with these words behind it, in a process of its own that sees no GPU."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, cwd=HERE, env=environment)
+    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, cwd=HERE, env=environment,
+                          **options)
 
 
 def command(*arguments, script="grok.py"):
@@ -1781,6 +1782,15 @@ def test_stopped_it_says_so_and_goes_on_to_the_same_bytes(finished, tmp_path, ca
     goes_on(finished, tmp_path)
 
 
+@FORKS
+def test_a_second_interrupt_ends_the_training_processes_too(tmp_path):
+    """It comes while they are being ended; the program waits at its exit for those that are left."""
+    code = ("import sys, unittest.mock as mock, common, grok; from multiprocessing.process import BaseProcess; "
+            "sys.argv[0] = 'grok.py'; common.time.sleep = BaseProcess.kill = mock.Mock(side_effect=KeyboardInterrupt); grok.main()")
+    done = python("-c", code, *TINY, "--threads", 2, "--steps", 10**7, "--out", tmp_path, timeout=60)
+    assert done.returncode == 130 and "goes on from there" in done.stderr
+
+
 def test_the_same_command_gives_the_same_bytes_from_spawned_processes_too(finished, tmp_path, monkeypatch):
     begun, real = [], common.mp.get_context
     monkeypatch.setattr(common, "start_method", lambda: "spawn")
@@ -1907,6 +1917,7 @@ def test_progress_tells_what_was_made_and_what_is_left(tmp_path, monkeypatch, ca
     done, left = 0.5 * common.work(runs) + 0.5 * common.work(other), 0.5 * common.work(other)
     seconds = common.timedelta(seconds=round(10 * left / done))
     assert common.progress(begun, [runs, other], 10) == f"2/5 runs, 15 run-steps/s, {seconds} left"
+    assert common.progress([(runs, 0, 1e-4)], [runs], 30) == "0/2 runs, 0 run-steps/s"      # as while torch.compile compiles
     monkeypatch.setattr(common, "expected_seconds", lambda *_: 90)
     clock = iter(range(0, 10**6, 40))
     monkeypatch.setattr(common.time, "monotonic", lambda: next(clock))
