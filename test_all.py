@@ -1785,8 +1785,8 @@ def test_stopped_it_says_so_and_goes_on_to_the_same_bytes(finished, tmp_path, ca
 @FORKS
 def test_a_second_interrupt_ends_the_training_processes_too(tmp_path):
     """It comes while they are being ended; the program waits at its exit for those that are left."""
-    code = ("import sys, unittest.mock as mock, common, grok; from multiprocessing.process import BaseProcess; "
-            "sys.argv[0] = 'grok.py'; common.time.sleep = BaseProcess.kill = mock.Mock(side_effect=KeyboardInterrupt); grok.main()")
+    code = ("import sys, unittest.mock as mock, common, grok; from multiprocessing.process import BaseProcess as Process; "
+            "sys.argv[0] = 'grok.py'; common.time.sleep = Process.kill = mock.Mock(side_effect=KeyboardInterrupt); grok.main()")
     done = python("-c", code, *TINY, "--threads", 2, "--steps", 10**7, "--out", tmp_path, timeout=60)
     assert done.returncode == 130 and "goes on from there" in done.stderr
 
