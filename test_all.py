@@ -1555,6 +1555,14 @@ def test_finished_runs_are_not_repeated(finished, copied):
     assert (copied / "cache" / "run-steps-0").read_text() == "0"
 
 
+def test_a_larger_sweep_takes_the_runs_of_a_copied_cache(finished, copied, tmp_path):
+    shutil.copytree(copied / "cache", tmp_path / "larger" / "cache")
+    assert here(*TINY, "--seeds", 3, "--out", tmp_path / "larger").returncode == 0
+    fewer, more = (common.read_table(out / "runs.csv") for out in (copied, tmp_path / "larger"))
+    assert [line for line in more if line["seed"] < 2] == fewer and len(more) == 12
+    assert float((tmp_path / "larger" / "cache" / "run-steps-0").read_text()) == 4 * 30
+
+
 def test_a_summary_that_is_lost_claims_no_speed(copied):
     (copied / "summary.json").unlink()
     assert here(*TINY, "--seeds", 2, "--out", copied).returncode == 0
