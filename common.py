@@ -25,6 +25,7 @@ import shutil
 import signal
 import sqlite3
 import sys
+import tempfile
 import threading
 import time
 import zipfile
@@ -1135,16 +1136,16 @@ def fail(message):
 
 
 def value_of(kind, minimum):
-    """An argparse type: a finite int or float of at least minimum."""
+    """An argparse type: an int from minimum to a billion, or a finite float of at least minimum."""
     def parse(text):
         """The number that a word of the command line stands for."""
         try:
             number = kind(text)
         except ValueError:
             number = math.nan
-        if not minimum <= number < math.inf:
-            what = "an integer" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text}: {what} of at least {minimum} is needed")
+        if not minimum <= number <= (10**9 if kind is int else sys.float_info.max):
+            what = f"an integer from {minimum} to a billion" if kind is int else f"a number of at least {minimum}"
+            raise argparse.ArgumentTypeError(f"{text}: {what} is needed")
         return number
     return parse
 
@@ -1250,6 +1251,8 @@ def locked(out):
     """
     try:
         (out / "cache").mkdir(parents=True, exist_ok=True)
+        for folder in (out, out / "cache"):
+            tempfile.TemporaryFile(dir=folder).close()      # one made read-only since
         lock = sqlite3.connect(out / "cache" / "lock", timeout=0)
         lock.execute("BEGIN EXCLUSIVE")
     except sqlite3.OperationalError as error:

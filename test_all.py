@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import weakref
 import zipfile
 from dataclasses import fields, replace
@@ -1679,6 +1680,26 @@ def test_a_damaged_lock_ends_in_one_line(tmp_path):
     one_clear_line(here(*TINY, "--out", tmp_path), "--out", "cache/lock is damaged")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="rights of a folder")
+@pytest.mark.parametrize("closed", ["", "cache"])
+def test_results_made_read_only_end_in_one_line_before_any_work(closed, capsys):
+    """Their lock is there and can still be opened."""
+    with tempfile.TemporaryDirectory() as name:
+        out, user = Path(name), os.geteuid()
+        common.locked(out).close()
+        (out / "cache" / "lock").chmod(0o666)
+        for folder in (out, out / "cache"):
+            folder.chmod(0o555 if folder == out / closed else 0o777)
+        os.seteuid(user or 65534)       # rights do not bind root
+        try:
+            with pytest.raises(SystemExit, match="2"):
+                common.locked(out)
+        finally:
+            os.seteuid(user)
+            out.chmod(0o777)
+    assert re.fullmatch(rf".*: error: --out {out}: can't be written \(Permission denied\)\n", capsys.readouterr().err)
+
+
 def test_the_command_is_kept_as_one_can_paste_it(monkeypatch):
     experiments = {"dynamics": (grok.PRESETS,)}
     monkeypatch.setattr(sys, "argv", ["grok.py", "--device", "cpu", "--out", "a b"])
@@ -2029,7 +2050,7 @@ def test_every_preset_is_possible_and_the_papers_has_its_runs():
 
 @pytest.mark.parametrize("arguments, named", [
     (["--p", "1"], "--p"), (["--p", "x"], "--p"), (["--seeds", "0"], "--seeds"), (["--steps", "0"], "--steps"),
-    (["--lr", "0"], "--lr"), (["--lr", "nan"], "--lr"), (["--weight-decay", "-1"], "--weight-decay"),
+    (["--steps", "9" * 20], "--steps"), (["--lr", "0"], "--lr"), (["--lr", "nan"], "--lr"), (["--weight-decay", "-1"], "--weight-decay"),
     (["--eps", "0"], "--eps"), (["--p", "1000000"], "--p 1000000"),
     (["--loss", "mse"], "--loss"), (["--device", "abacus"], "--device"), (["--device", "cpu:abc"], "--device"),
     (["--device", "cuda:99"], "--device"),
