@@ -2050,8 +2050,8 @@ def test_every_preset_is_possible_and_the_papers_has_its_runs():
 
 @pytest.mark.parametrize("arguments, named", [
     (["--p", "1"], "--p"), (["--p", "x"], "--p"), (["--seeds", "0"], "--seeds"), (["--steps", "0"], "--steps"),
-    (["--steps", "9" * 20], "--steps"), (["--lr", "0"], "--lr"), (["--lr", "nan"], "--lr"), (["--weight-decay", "-1"], "--weight-decay"),
-    (["--eps", "0"], "--eps"), (["--p", "1000000"], "--p 1000000"),
+    (["--steps", "9" * 20], "--steps"), (["--lr", "0"], "--lr"), (["--lr", "nan"], "--lr"),
+    (["--weight-decay", "-1"], "--weight-decay"), (["--eps", "0"], "--eps"), (["--p", "1000000"], "--p 1000000"),
     (["--loss", "mse"], "--loss"), (["--device", "abacus"], "--device"), (["--device", "cpu:abc"], "--device"),
     (["--device", "cuda:99"], "--device"),
     (["--scale", "huge"], "--scale"), (["--sedes", "3"], "--sedes"), (["--seed", "3"], "--seed"),
