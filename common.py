@@ -513,10 +513,11 @@ def capture(step, optimizer):
     try:
         with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
             step()
-    except torch.cuda.OutOfMemoryError:
-        raise
     except RuntimeError as error:
-        print(f"no CUDA graph, slower: {str(error.__context__ or error).splitlines()[0]}", file=sys.stderr)
+        first = error.__context__ or error      # leaving a capture that failed may fail, too
+        if isinstance(first, torch.cuda.OutOfMemoryError):
+            raise first from None
+        print(f"no CUDA graph, slower: {str(first).splitlines()[0]}", file=sys.stderr)
         capture.works = False       # torch does not free the memory of a failed capture: no other is tried
         return step
 

@@ -416,8 +416,17 @@ def test_a_step_that_cannot_be_captured_is_taken_as_it_is(no_gpu, monkeypatch, c
     step = partial(fails, RuntimeError("operation not permitted when stream is capturing"))
     assert common.capture(step, optimizer) is step and "no CUDA graph" in capsys.readouterr().err
     assert not common.capture.works
-    with pytest.raises(torch.cuda.OutOfMemoryError):
-        common.capture(partial(fails, torch.cuda.OutOfMemoryError("too much")), optimizer)
+
+    @contextlib.contextmanager
+    def leaving_fails(_):
+        try:
+            yield
+        finally:
+            raise RuntimeError("capture was invalidated")
+    for way in (torch.cuda.graph, leaving_fails):
+        monkeypatch.setattr(torch.cuda, "graph", way)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            common.capture(partial(fails, torch.cuda.OutOfMemoryError("too much")), optimizer)
 
 
 def test_loss_is_accurate_where_float32_rounds_it_to_zero():
