@@ -2160,8 +2160,10 @@ def reference(script, folder):
     return settings, common.read_table(HERE / "figures" / folder / "runs.csv"), summary["claims"]
 
 
-@pytest.mark.parametrize("folder", sorted(path.name for path in (HERE / "figures").glob("*-*")
-                                          if path.name.startswith(("double_descent", "emergence"))))
+WITHOUT_CURVES = sorted(path.name for path in (HERE / "figures").glob("[de]*-*"))      # double_descent and emergence
+
+
+@pytest.mark.parametrize("folder", WITHOUT_CURVES)
 def test_the_verdicts_of_the_reference_results_are_those_of_the_code(folder):
     """(Those of grok.py need curves.npz, which is too large to keep.)"""
     script = double_descent if folder.startswith("double") else emergence
@@ -2169,8 +2171,7 @@ def test_the_verdicts_of_the_reference_results_are_those_of_the_code(folder):
     assert script.judge(settings, rows, {}) == claims
 
 
-@pytest.mark.parametrize("folder", ["double_descent-quick", "double_descent-small", "emergence-quick", "emergence-small",
-                                    "emergence-paper"])
+@pytest.mark.parametrize("folder", WITHOUT_CURVES)
 def test_no_verdict_turns_into_its_opposite_without_a_size_a_seed_or_a_d(folder):
     """Less work may leave a claim undecided; it does not refute what more work shows, nor show what more work refutes."""
     script = double_descent if folder.startswith("double") else emergence
