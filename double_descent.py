@@ -204,12 +204,13 @@ def judge_harder(settings, rows, found):
         less = high <= 0 and easy_dip == "dip" and dip != "undecided"
         deeper.append(True if low > 0 and dip == "dip" else False if less else None)
         size, easy_size = (sufficient_size(hidden, values, i) for i, values in enumerate((hard, easy)))
-        ratio = np.divide(size, easy_size, where=~(np.isinf(size) & np.isinf(easy_size)), out=np.ones(len(size)))
+        ratio = size.clip(max=hidden[-1]) / easy_size.clip(max=hidden[-1])      # beyond the sizes tried: as near to 1 as may be
         low, high = np.percentile(ratio[1:], bounds, method="nearest")
+        unknown, easy_unknown = np.isinf(size[0]), np.isinf(easy_size[0])
         sizes = (f"more than {hidden[-1]}" if np.isinf(each[0]) else with_interval(each[0], style="{:.0f}")
                  for each in (size, easy_size))
-        found_ratio = "" if np.isinf(size[0]) and np.isinf(easy_size[0]) else (
-            f", {with_interval(ratio[0], low, high, '{:.1f}')} times")
+        bound = "at least " if unknown else "at most " if easy_unknown else ""
+        found_ratio = "" if unknown and easy_unknown else f", {bound}{with_interval(ratio[0], low, high, '{:.1f}')} times"
         times.append(f"D = {data}: d = {' against '.join(sizes)}{found_ratio}")
         wider = beyond(1, low, high, True) if enough else None
         larger.append(wider if wider or easy_dip == "dip" else None)

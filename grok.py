@@ -259,9 +259,9 @@ class Plane(Settings):
 
 
 PLANES = {
-    "quick": Plane(p=31, seeds=3, steps=1100, lr=2e-2, weight_decay=1.0,
-                   hidden=(4, 8, 12, 16, 32), data=(250, 350, 400, 500),
-                   forget_hidden=32, forget_data=(100, 400)),
+    "quick": Plane(p=31, seeds=6, steps=1100, lr=2e-2, weight_decay=1.0,
+                   hidden=(4, 8, 12, 16, 32), data=(300, 400, 500, 600),
+                   forget_hidden=32, forget_data=(100, 500)),
     "small": Plane(p=59, seeds=11, steps=3000, lr=1e-2, weight_decay=1.0,
                    hidden=(4, 8, 12, 16, 24, 32, 64), data=(800, 1000, 1200, 1500),
                    forget_hidden=32, forget_data=(200, 400, 800, 1200)),

@@ -1074,7 +1074,7 @@ def test_where_the_critical_size_is_not_known_nothing_is_foretold():
 
 
 def test_phase_goes_on_with_less_data_only():
-    settings = replace(grok.PLANES["quick"], data=(250, 300))      # its runs would go on with 100 and 400
+    settings = replace(grok.PLANES["quick"], data=(250, 300))      # its runs would go on with 100 and 500
     assert {run.data for run in grok.phase_grid(settings) if run.experiment == "forgetting"} == {100}
 
 
@@ -1409,7 +1409,7 @@ def test_the_size_from_which_on_accuracy_suffices(means, size):
     ((0, 0, 0.2, 0.9), (0, 0.2, 0.9, 1), True, "d = 22 against 11, 2.0 [2.0, 2.0] times"),
     ((0, 0.2, 0.9, 1), (0.9, 0, 0.2, 0.9), False, "d = 11 against 22, 0.5 [0.5, 0.5] times"),
     ((0, 0.2, 0.9, 1), (0, 0, 0.2, 0.9), None, "d = 11 against 22, 0.5 [0.5, 0.5] times"),      # both may be above their crossing
-    ((0, 0, 0, 0.4), (0, 0, 0, 1), True, "d = more than 32 against 23, inf [inf, inf] times"),
+    ((0, 0, 0, 0.4), (0, 0, 0, 1), True, "d = more than 32 against 23, at least 1.4 [1.4, 1.4] times"),
     ((0, 0, 0, 0.4), (0, 0, 0, 0.4), None, "d = more than 32 against more than 32")])
 def test_whether_the_harder_task_needs_a_larger_model_can_come_out_either_way(hard, easy, holds, text):
     means = {"squared_addition": hard, "addition": easy}
