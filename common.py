@@ -314,7 +314,7 @@ class Transformer(nn.Module):
             equals = self.embed[:, self.equals, None] + self.position[:, -1:]                 # (R, 1, d)
             read = self.blocks[0].attention_by_table(table, equals, inputs)
             return self.blocks[0].add(equals, read, inputs.serves) @ self.unembed
-        r, n, t = inputs.tokens.shape
+        r, n, _ = inputs.tokens.shape
         own = torch.arange(r, device=self.embed.device)[:, None, None] * self.embed.shape[1]
         x = F.embedding(inputs.tokens + own, self.embed.flatten(0, 1)) + self.position[:, None]    # (R, N, T, d)
         for block in self.blocks:
@@ -381,7 +381,7 @@ class Dataset:
             return torch.stack(list(tensors)).to(device)
         tokens, labels = zip(*map(training_set, runs))
         self.run = run = runs[0]
-        self.inputs = Inputs(stack(tokens), run, 128 if str(device).startswith("cuda") else None)    # (R, N, T)
+        self.inputs = Inputs(stack(tokens), run, 128 if device.startswith("cuda") else None)    # (R, N, T)
         self.labels = stack(labels)                                                           # (R, N)
         self.all_pairs = Inputs(stack([sequences(run, torch.arange(run.p**2))] * len(runs)), run)  # (R, p*p, T)
         self.answers = stack(map(answers, runs))                                              # (R, p*p)
@@ -520,6 +520,8 @@ def capture(step, optimizer):
         print(f"no CUDA graph, slower: {str(first).splitlines()[0]}", file=sys.stderr)
         capture.works = False       # torch does not free the memory of a failed capture: no other is tried
         return step
+    finally:
+        optimizer.param_groups[0]["capturable"] = False
 
     def replay(kept=step):
         """The same step again; kept is what the graph reads and writes, which it does not keep itself."""
@@ -556,7 +558,7 @@ def train(runs, device, compiled=False, checkpoint=None, tick=lambda *report: No
             step = training_step(model, optimizer, data, compiled)
             captured = max(now, WARMUP) + 4     # a CUDA graph repeats one learning rate: after the warm-up, and some plain steps
         if now > 0:
-            optimizer.param_groups[0].update(lr=run.lr * min(1, now / WARMUP), capturable=False)
+            optimizer.param_groups[0]["lr"] = run.lr * min(1, now / WARMUP)
             if on_gpu and now == captured and capture.works:
                 step = capture(step, optimizer)
             step()
@@ -629,19 +631,22 @@ def expected_seconds(populations, options):
     return 3 * max(sum(works) / options.workers, max(works, default=0)) * seconds / (8 * n**3)
 
 
-def pack(runs, device):
-    """Populations, lists of runs of one shape, as large as fits a quarter of a rank's GPU memory; the longest first.
+def room_on(device):
+    """Bytes for a population: a quarter of a rank's share of the GPU memory that is free; on a CPU what measured fastest.
 
-    On a CPU 2**28 bytes measured fastest. The division depends on the runs, the GPU and how many ranks share it, so that ranks
-    on equal GPUs agree on it, and a sweep that goes on as it began finds its populations again.
+    Rounded down to a power of two, so that a sweep that goes on finds its populations again.
     """
+    if not device.startswith("cuda"):
+        return 2**28
+    ranks = math.ceil(int(os.environ.get("LOCAL_WORLD_SIZE", 1)) / torch.cuda.device_count())      # that share a GPU
+    return 2 ** int(math.log2(max(1, torch.cuda.mem_get_info(device)[0] / 4 / ranks)))
+
+
+def pack(runs, room):
+    """Populations, lists of runs of one shape, as large as fits this many bytes; the longest first."""
     shapes, populations = defaultdict(list), []
     for run in runs:
         shapes[replace(run, seed=0, experiment="")].append(run)
-    room = 2**28
-    if device.startswith("cuda"):
-        ranks = math.ceil(int(os.environ.get("LOCAL_WORLD_SIZE", 1)) / torch.cuda.device_count())      # that share a GPU
-        room = torch.cuda.get_device_properties(device).total_memory // 4 // ranks
     for run, same in shapes.items():
         each = 4 * max(run.data + run.memorize, 1.5 * run.p**2) * values_per_example(run)     # a training step or an evaluation
         parts = math.ceil(len(same) / max(1, room // each))
@@ -762,9 +767,12 @@ def sweep(runs, options):
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     folder, start = options.out / "cache", time.monotonic()
     done = load_histories(folder)
+    if rank == 0:
+        write(folder / "room", str(room_on(options.device)))      # for all ranks: others may have other GPUs
     if world > 1:
         dist.barrier()      # all ranks know the same runs as done before any adds one
-    missing = [[run for run in population if run not in done] for population in pack(runs, options.device)]
+    room = int((folder / "room").read_text())
+    missing = [[run for run in population if run not in done] for population in pack(runs, room)]
     mine = [population for population in missing if population][rank::world]
     expected = expected_seconds(mine, options)
     if expected > 60 and rank == 0:
@@ -919,6 +927,11 @@ def interval(values):
     return float(means[0]), *map(float, np.percentile(means[1:], [cut, 100 - cut]))
 
 
+def interval_name(seeds):
+    """What interval gives for so many seeds: nothing, their range, or a 95% interval."""
+    return "" if seeds < 3 else "range" if seeds < 5 else "95% interval"
+
+
 def ends(seeds):
     """The percentiles of bootstrap draws that bound a 95% interval; of few seeds, whose bootstrap is too narrow, the range."""
     return [2.5, 97.5] if seeds >= ENOUGH else [0, 100]
@@ -981,7 +994,7 @@ def dip_interval(values):
     least 2 standard errors are asked for. The upper end has no such guard: 6 seeds all succeed in 18% of cases where a quarter
     of all runs fail, 11 in 4%.
     """
-    means, seeds = resampled_means(values), int(np.isfinite(values).sum(-1).min(initial=values.shape[-1]))
+    means, seeds = resampled_means(values), int(np.isfinite(values).sum(-1).min())
     deep = below(means)
     depths = deepest(means)
     depth = float(depths[0])
@@ -1004,8 +1017,7 @@ def dip_of(rows, task, data):
     """
     hidden, values = size_curve(rows, task, data)
     *found, verdict = dip_interval(values)
-    kinds = [line["dynamic"] for line in rows if (line["task"], line["data"], line["hidden"]) == (task, data, hidden[0])]
-    small = kinds.count("progression") > len(kinds) / 2
+    small = majority(by_cell(rows, "task", "data", "hidden")[task, data, hidden[0]]) == "progression"
     dense = (hidden[1:] <= 3 * hidden[:-1]).all()
     return hidden, *found, "undecided" if verdict == "no dip" and not (small and dense) else verdict
 
@@ -1169,7 +1181,7 @@ def set_up(options):
         options.device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     try:
         torch.zeros(1, device=options.device).item()
-    except (RuntimeError, AssertionError):
+    except (RuntimeError, AssertionError, ImportError):      # the latter where torch knows it as a plugin
         fail(f"--device {options.device}: not a device of this machine; allowed are auto, cpu, "
              "and cuda, cuda:N or mps where there is one")
     if options.device.startswith("cpu:"):       # another name of the same device
@@ -1241,6 +1253,8 @@ def check(runs):
             fail(f"--memorize {run.memorize}: --p {run.p} has {run.p**2} pairs, so many at most")
         if run.hidden > 10_000:
             fail(f"{hidden}: 10000 at most")
+        if run.layers > 1000:
+            fail(f"--layers {run.layers}: 1000 at most")
         if run.hidden % run.heads:
             fail(f"{hidden}: must be a multiple of the {run.heads} heads")
 
@@ -1445,8 +1459,8 @@ def benchmark():
     runs = [Run("addition", options.p, options.hidden, options.data, seed, 1, 1e-3, 1.0) for seed in range(count)]
     check(runs)
 
-    def step(runs, compiled=False):
-        """A training step of these runs, and its optimizer."""
+    def step(compiled=False):
+        """A training step of all runs, and its optimizer."""
         data, model = Dataset(runs, device), Transformer(runs).to(device)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         return training_step(model, optimizer, data, compiled), optimizer
@@ -1459,13 +1473,13 @@ def benchmark():
         optimizer.zero_grad()
         F.cross_entropy(model(data.inputs, textbook=True)[0], data.labels[0]).backward()
         optimizer.step()
-    functions = {"one at a time": textbook, "packed": step(runs)[0],
+    functions = {"one at a time": textbook, "packed": step()[0],
                  "products": matrix_products(runs[0], count, device)}
     if options.compile:
-        functions["compiled"] = step(runs, compiled=True)[0]
+        functions["compiled"] = step(compiled=True)[0]
     if device.startswith("cuda"):
         for name, compiled in (("cuda graph", False), ("compiled cuda graph", True))[:1 + options.compile]:
-            packed, packed_optimizer = step(runs, compiled)
+            packed, packed_optimizer = step(compiled)
             for _ in range(3):
                 packed()
             functions[name] = capture(packed, packed_optimizer)

@@ -26,8 +26,8 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from common import COLORS, ENOUGH, FLOOR, Settings, below, beyond, by_cell, claim, deepest, dip_of, interval, judgeable, majority
-from common import option, reproduce, resampled_means, size_curve, size_ticks, triples, with_interval
+from common import COLORS, ENOUGH, FLOOR, Settings, below, beyond, by_cell, claim, deepest, dip_of, interval, interval_name
+from common import judgeable, majority, option, reproduce, resampled_means, size_curve, size_ticks, triples, with_interval
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,8 @@ def draw(settings, rows, curves):
                   title="dynamic of more than half of the seeds (white: of none); small dots: each seed")
     finding = ("Wider models can generalize worse before they generalize better" if "dip" in verdicts else
                "A dip or none: these runs do not tell" if "undecided" in verdicts else "No dip in this range of hidden sizes")
-    points = f"mean of {settings.seeds} seeds, 95% interval" if settings.seeds > 2 else f"mean of seeds: {settings.seeds}"
+    spread = interval_name(settings.seeds)
+    points = f"mean of {settings.seeds} seeds, {spread}" if spread else f"mean of seeds: {settings.seeds}"
     figure.suptitle(f"{finding}\n({points}, step {settings.steps})")
     return {"double_descent.png": figure}
 
@@ -166,7 +167,7 @@ def sufficient_size(hidden, values, seed=0):
     return np.select([np.isnan(means).any(1), last < 0, last > at], [np.nan, hidden[0], np.inf], found)
 
 
-def judge_more_data(settings, rows, found):
+def judge_more_data(settings, found):
     """Prediction 1, of the smallest and the largest D decided; found: {(task, D): (verdict on its dip, what was measured)}.
 
     Where both dip, or neither does, all D may lie on one side of the crossing: that does not tell.
@@ -250,9 +251,9 @@ def judge_zeros(settings, rows):
     """
     claims = []
     for (task, data), sizes in PAPER_ZEROS.items():
-        zero = [line for line in rows if (line["task"], line["data"]) == (task, data) and line["hidden"] in sizes]
-        if zero:
-            seeds = by_cell([line for line in zero if line["dynamic"] != "diverged"], "seed").values()
+        cells = [line for line in rows if (line["task"], line["data"]) == (task, data) and line["hidden"] in sizes]
+        if cells:
+            seeds = by_cell([line for line in cells if line["dynamic"] != "diverged"], "seed").values()
             mean, low, high = interval([np.mean([line["val_acc"] for line in lines]) for lines in seeds])
             tried = " ".join(str(size) for size in sizes if size in settings.hidden)
             zero = beyond(FLOOR, low, high, False) if len(seeds) >= ENOUGH else None
@@ -266,7 +267,7 @@ def judge(settings, rows, curves):
     """Both predictions, the dip of each curve, and at paper scale the numbers that the paper states."""
     found, dips = judge_dips(settings, rows)
     numbers = [*judge_places(rows, found), *judge_zeros(settings, rows)] if settings.p == 113 else []
-    return [*judge_more_data(settings, rows, found), *judge_harder(settings, rows, found), *dips, *numbers]
+    return [*judge_more_data(settings, found), *judge_harder(settings, rows, found), *dips, *numbers]
 
 
 def main():

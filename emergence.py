@@ -30,7 +30,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from common import FLOOR, Settings, by_cell, claim, fail, interval, option, reproduce
+from common import FLOOR, Settings, by_cell, claim, fail, interval, interval_name, option, reproduce
 
 
 @dataclass(frozen=True)
@@ -149,20 +149,20 @@ def two_digits(ratio):
     return f"{ratio:.2g}" if ratio < 99.5 else f"{ratio:.0f}"
 
 
-def ratios_alone(rows, level, memorize, split):
-    """The size at which a series reaches level, divided by that of addition alone: the least and the most that it may be."""
+def ratio_alone(rows, level, memorize, split):
+    """The size at which a series reaches level, divided by that of addition alone: of the sizes tried, and the least and the
+    most that it may be; the first is None where one of both does not reach level.
+    """
     (below_alone, alone), (below, size) = (bracket(rows, level, *which) for which in ((0, False), (memorize, split)))
-    return below / alone if alone else 0, size / below_alone if size and below_alone else np.inf
+    return (size / alone if alone and size else None, below / alone if alone else 0,
+            size / below_alone if size and below_alone else np.inf)
 
 
 def times_alone(rows, level, memorize, split):
-    """The ratio of the sizes tried as text, and what the true one may be; None where one of both does not reach level."""
-    alone, size = threshold(rows, level, 0, False), threshold(rows, level, memorize, split)
-    if not alone or not size:
-        return None
-    least, most = ratios_alone(rows, level, memorize, split)
+    """ratio_alone as text, or None."""
+    ratio, least, most = ratio_alone(rows, level, memorize, split)
     bounds = f"{two_digits(least)} to {two_digits(most)}" if most < np.inf else f"at least {two_digits(least)}"
-    return f"{two_digits(size / alone)} times ({bounds})"
+    return ratio and f"{two_digits(ratio)} times ({bounds})"
 
 
 # the figure
@@ -204,8 +204,9 @@ def draw(settings, rows, curves):
     loss.annotate("guessing, ln p", (0.99, np.log(settings.p)), xycoords=("axes fraction", "data"), va="bottom", ha="right",
                   fontsize=8, color="#666666")
     loss.set_ylabel("validation loss\n(nats)")
-    spread = "95% interval" if settings.seeds > 4 else "range"      # as interval tells it
-    share.set(xlabel=f"parameters (top: line through the best seed; below: mean and {spread} of the seeds at the last step)",
+    spread = interval_name(settings.seeds)
+    shown = f"mean and {spread}" if spread else "mean"
+    share.set(xlabel=f"parameters (top: line through the best seed; below: {shown} of the seeds at the last step)",
               ylabel="circuit's share\nof the logits")
     share.xaxis.set_minor_formatter("")
     top = accuracy.secondary_xaxis("top")
@@ -270,7 +271,7 @@ def judge_thresholds(settings, rows):
             paper, holds = "-", None
             if which == (3000, False) and (settings.p, settings.data) == (113, 3000):
                 paper = f"about {PAPER_RATIO} times"
-                least, most = ratios_alone(rows, level, *which)
+                _, least, most = ratio_alone(rows, level, *which)
                 inside = least > PAPER_RATIO / 3 and most < 3 * PAPER_RATIO
                 holds = True if inside else False if most < PAPER_RATIO / 3 or least > 3 * PAPER_RATIO else None
             claims.append(claim(f"smallest size with accuracy {level}: {name(*which)}", paper, measured, holds))

@@ -168,10 +168,10 @@ def norm_change(p, accuracy, norm):
 def bump(steps, train_acc, accuracy):
     """What training accuracy gains from half to twice the step at which validation accuracy reaches FLOOR, a share of its best.
 
-    None where validation accuracy does not, or has from the beginning, and for a run that diverged.
+    None where validation accuracy does not, or has from the beginning.
     """
     start = first_step(steps, accuracy, FLOOR)
-    if not start or np.isnan(train_acc).any():
+    if not start:
         return None
     before, after = np.interp((start / 2, 2 * start), steps, train_acc)
     return (after - before) / train_acc.max()
@@ -277,7 +277,7 @@ def less_data(settings):
 
 
 def side_seeds(settings):
-    """So many seeds the capacity and going on with less have."""
+    """The smaller of --seeds and --side-seeds."""
     return min(settings.seeds, settings.side_seeds)
 
 
@@ -323,7 +323,7 @@ def critical_sizes(data, accuracy, seed=0):
     error = (fits**2).sum(1) - 2 * accuracy @ fits.T                                          # squared, less a constant
     weight = np.exp((error.min(-1, keepdims=True) - error) / TOLERANCE).cumsum(-1)            # (1 + draws, curves)
     weight /= weight[:, -1:]
-    drawn = (weight < np.random.default_rng(seed).random((len(weight), 1))).sum(-1).clip(max=len(fits) - 1)
+    drawn = (weight < np.random.default_rng(seed).random((len(weight), 1))).sum(-1)
     sizes = np.concatenate([crossed @ np.diff(weight[0], prepend=0)[:, None], crossed[:, drawn[1:]]], -1)
     return np.where(np.isnan(accuracy).any(-1), np.nan, sizes)
 
@@ -410,23 +410,23 @@ def settled(rows, kind):
     return [line for line in plane(rows) if line["dynamic"] == kind and (line["generalized_at"] or 0) <= line["steps"] / 2]
 
 
-def cost_exponents(runs, draws=1000):
-    """Exponent k of norm ~ D^k, by least squares over runs, (1 + draws,).
+def cost_exponents(runs):
+    """Exponent k of norm ~ D^k, by least squares over runs, (1 + 1000,).
 
     Each hidden size has a factor of its own. The estimate, then its bootstrap over the runs; NaN where no hidden size has
     runs at two values of D.
     """
     if not runs:
-        return np.full(1 + draws, np.nan)
+        return np.full(1001, np.nan)
     hidden, x, y = np.array([(line["hidden"], np.log(line["data"]), np.log(line["norm"])) for line in runs]).T
-    drawn = np.random.default_rng(0).multinomial(len(runs), np.full(len(runs), 1 / len(runs)), draws)
+    drawn = np.random.default_rng(0).multinomial(len(runs), np.full(len(runs), 1 / len(runs)), 1000)
     weight = np.concatenate([np.ones((1, len(runs))), drawn])                                 # (1 + draws, runs)
     same = (hidden[:, None] == np.unique(hidden)).astype(float)                               # (runs, sizes)
     count = (weight @ same).clip(1)
     x = x - (weight * x @ same / count) @ same.T                                              # less the mean of its hidden size
     y = y - (weight * y @ same / count) @ same.T
     squares = (weight * x**2).sum(1)
-    return np.divide((weight * x * y).sum(1), squares, out=np.full(1 + draws, np.nan), where=squares > 1e-9)
+    return np.divide((weight * x * y).sum(1), squares, out=np.full(1001, np.nan), where=squares > 1e-9)
 
 
 def within(draws, tried):
@@ -492,7 +492,7 @@ def confusion(settings, rows, now):
 
 
 def share_right(found, name, among):
-    """The share of the cells in which name tells what was observed, of those in which among tells anything; NaN of none."""
+    """The share of the cells in which name tells what was observed, of those in which it and among tell anything; NaN of none."""
     return np.mean([told[name] == seen for seen, told in found.values() if seen and told[name] and told[among]] or np.nan)
 
 
@@ -517,7 +517,7 @@ def bounded(draws, tried, seeds):
 SURE = 0.95      # the share of the draws in which the curves must cross
 
 
-def crossings(now):
+def crossing_shares(now):
     """The shares of the draws in which the capacity rises above the critical size once, and in which they cross otherwise.
 
     A critical size out of the range of D is a bound, and beside a capacity that lies there, too, does not tell which is above.
@@ -603,7 +603,7 @@ def draw_diagram(settings, rows, now):
     size_ticks(axis, x, now.hidden)
     axis.tick_params(labelsize=12)
     place = f"d = {bounded(size, now.hidden, settings.seeds)}, D = {bounded(where, now.data, settings.seeds)}"
-    finding = f"The curves cross at {place}" if crossings(now)[0] >= SURE else "Which circuit wins, measured"
+    finding = f"The curves cross at {place}" if crossing_shares(now)[0] >= SURE else "Which circuit wins, measured"
     axis.set_title(f"{finding}\n(a + b) mod {settings.p} at step {settings.steps}; a cell is divided by its {settings.seeds} "
                    "seeds; thin lines: 95% interval; circles: crossings", fontsize=12)
     return figure
@@ -803,7 +803,7 @@ def judge_crossing(settings, now):
     A yes where the capacity rises above the critical size once, and does not fall below it, in a share SURE of the draws; a no
     where they cross in another way in as many. Undecided where they do not: they may beyond the sizes tried.
     """
-    once, otherwise = crossings(now)
+    once, otherwise = crossing_shares(now)
     place, mirrored = (crossing_place(settings, now, each) for each in (now.capacity, mirrored_once(now.capacity, settings.p)))
     return [claim("fig 1: the two curves cross once", "once", f"{place}; mirrored pairs counted once: {mirrored}",
                   True if once >= SURE else False if otherwise >= SURE else None)]
@@ -825,12 +825,12 @@ def judge_zones(settings, rows, now):
                                             for each in found]).T
         (low, high), (least, most) = (np.percentile(each, [2.5, 97.5]) if known else (np.nan, np.nan)
                                       for each in (right, right - by_size))
-        measured = (f"{with_interval(right.mean(), low, high, '{:.0%}')} of {len(now.hidden) * len(now.data)} cells; "
-                    f"the hidden size {by_size.mean():.0%}, a difference of "
-                    f"{with_interval((right - by_size).mean(), least, most, '{:+.0%}')}; the same cell {by_same.mean():.0%}")
+        text = (f"{with_interval(right.mean(), low, high, '{:.0%}')} of {len(now.hidden) * len(now.data)} cells; "
+                f"the hidden size {by_size.mean():.0%}, a difference of "
+                f"{with_interval((right - by_size).mean(), least, most, '{:+.0%}')}; the same cell {by_same.mean():.0%}")
         claims.append(claim("fig 1: zones from half of the seeds predict the others' dynamic, in 3 of 4 cells and better "
                             f"than the hidden size alone{which}", paper,
-                            measured if right.mean() >= 0 else "no zone is known from half of the seeds",
+                            text if right.mean() >= 0 else "no zone is known from half of the seeds",
                             True if low >= 0.75 and least > 0 else False if high < 0.75 or most < 0 else None))
     pairs = confusion(settings, rows, now)
     for kind in DYNAMICS:
@@ -847,7 +847,7 @@ def judge_double_descent(settings, rows, now):
     """
     text = "double descent for D from the critical size of the largest model to the crossing, not above"
     _, where = crossing(now.hidden, now.critical[0.5], now.capacity)
-    if not np.isfinite(where[0]) or crossings(now)[0] < SURE:
+    if not np.isfinite(where[0]) or crossing_shares(now)[0] < SURE:
         return [claim(text, "-", "where the curves cross is not known", None)]
     (low, high), largest = np.nanpercentile(where[1:], ends(settings.seeds)), now.critical[0.5][:, -1]
     returns = np.percentile(largest[1:], ends(settings.seeds)[1])      # the D above which the largest model surely generalizes
