@@ -294,8 +294,8 @@ def judge_comparisons(settings, rows):
             tells = max(found) >= 2 * min(found) and min(least) > 1
             claims.append(claim(f"fig 8: the amount to memorize matters little for accuracy {level}", "within one size",
                                 ", ".join(f"+ {amount}: {label.get(size, 'not reached')}" for amount, (_, size) in found.items()),
-                                None if len(most) < len(found) else False if max(least) - min(most) > 1 else
-                                True if tells and max(most) - min(least) <= 1 else None))
+                                False if most and max(least) - min(most) > 1 else
+                                True if len(most) == len(found) and tells and max(most) - min(least) <= 1 else None))
         (below_whole, whole), (below_split, split) = (bracket(rows, level, first, halved) for halved in (False, True))
         claims.append(claim(f"fig 10: with a split layer, accuracy {level} is reached at a smaller size", "far smaller",
                             f"{label.get(split, 'not reached')} against {label.get(whole, 'not reached')}"

@@ -1227,7 +1227,8 @@ def test_a_point_of_a_known_run_is_not_above_its_line():
     ((20, 40), (0.02, 0.95, 1), (0.02, 0.02, 0.95), True), ((20, 40), (0.95, 1, 1), (0.02, 0.95, 1), None),
     ((20, 30), (0.02, 0.95, 1), (0.02, 0.95, 1), None), ((20, 30), (0.95, 1, 1), (0.02, 0.02, 0.95), False),
     ((20, 40), (0.95, 1, 1), (None, None, 0.95), None), ((20, 40), (0.02, 0.95, 1), (None, 0.95, 1), None),
-    ((20, 40), (0.02, None, 0.95), (0.02, 0.02, 0.95), True), ((20, 40), (0.95, 1, 1), (0.02, 0.02, 0.02), None)])
+    ((20, 40), (0.02, None, 0.95), (0.02, 0.02, 0.95), True), ((20, 40), (0.95, 1, 1), (0.02, 0.02, 0.02), False),
+    ((20, 40), (0.02, 0.02, 0.95), (0.02, 0.02, 0.02), None)])      # the next size may suffice
 def test_that_the_amount_to_memorize_matters_little_takes_a_range_of_amounts(amounts, first, second, holds):
     settings, rows = made_up_ladder(first, (1, 1, 1))
     rows += [{**line, "memorize": amounts[1], "best_val_acc_memorized": second[settings.hidden.index(line["hidden"])]}
