@@ -283,7 +283,7 @@ def judge_comparisons(settings, rows):
 
     A verdict on which is smaller holds wherever between the sizes tried the truth lies; the factor of two is of these sizes.
     The paper's amounts differ by a factor of two: smaller ranges do not tell, nor does a threshold with no size known to be
-    below it, which is a bound.
+    below it, which is a bound. One that is not reached lies at least one size beyond the largest.
     """
     label, claims, first = ladder(rows), [], settings.memorize[0]
     order = {size: i for i, size in enumerate([0, *label])}

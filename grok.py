@@ -410,23 +410,23 @@ def settled(rows, kind):
     return [line for line in plane(rows) if line["dynamic"] == kind and (line["generalized_at"] or 0) <= line["steps"] / 2]
 
 
-def cost_exponents(runs):
-    """Exponent k of norm ~ D^k, by least squares over runs, (1 + 1000,).
+def cost_exponents(runs, draws=1000):
+    """Exponent k of norm ~ D^k, by least squares over runs, (1 + draws,).
 
     Each hidden size has a factor of its own. The estimate, then its bootstrap over the runs; NaN where no hidden size has
     runs at two values of D.
     """
     if not runs:
-        return np.full(1001, np.nan)
+        return np.full(1 + draws, np.nan)
     hidden, x, y = np.array([(line["hidden"], np.log(line["data"]), np.log(line["norm"])) for line in runs]).T
-    drawn = np.random.default_rng(0).multinomial(len(runs), np.full(len(runs), 1 / len(runs)), 1000)
+    drawn = np.random.default_rng(0).multinomial(len(runs), np.full(len(runs), 1 / len(runs)), draws)
     weight = np.concatenate([np.ones((1, len(runs))), drawn])                                 # (1 + draws, runs)
     same = (hidden[:, None] == np.unique(hidden)).astype(float)                               # (runs, sizes)
     count = (weight @ same).clip(1)
     x = x - (weight * x @ same / count) @ same.T                                              # less the mean of its hidden size
     y = y - (weight * y @ same / count) @ same.T
     squares = (weight * x**2).sum(1)
-    return np.divide((weight * x * y).sum(1), squares, out=np.full(1001, np.nan), where=squares > 1e-9)
+    return np.divide((weight * x * y).sum(1), squares, out=np.full(1 + draws, np.nan), where=squares > 1e-9)
 
 
 def within(draws, tried):

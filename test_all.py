@@ -2071,7 +2071,7 @@ def test_every_preset_is_possible_and_the_papers_has_its_runs():
     (["--steps", "9" * 20], "--steps"), (["--lr", "0"], "--lr"), (["--lr", "nan"], "--lr"),
     (["--weight-decay", "-1"], "--weight-decay"), (["--eps", "0"], "--eps"), (["--p", "1000000"], "--p 1000000"),
     (["--loss", "mse"], "--loss"), (["--device", "abacus"], "--device"), (["--device", "cpu:abc"], "--device"),
-    (["--device", "hpu"], "--device hpu"),    (["--device", "cuda:99"], "--device"),
+    (["--device", "hpu"], "--device hpu"), (["--device", "cuda:99"], "--device"),
     (["--scale", "huge"], "--scale"), (["--sedes", "3"], "--sedes"), (["--seed", "3"], "--seed"),
     (["--device", "meta"], "--device"), (["--threads", "0"], "--threads"), (["--p", "5"], "--p 5"),
     (["--p", "11", "--data", "121", "60", "60", "60"], "--data 121"), (["--hidden", "6", "8", "8", "8"], "--hidden 6"),
