@@ -162,7 +162,10 @@ class LookUp(torch.autograd.Function):
 
 
 class Ratio(torch.autograd.Function):
-    """Equal to read / weight[..., None]; the derivative that autograd has for it divides three times, this one multiplies."""
+    """Equal to read / weight[..., None]; the derivative that autograd has for it divides three times, this one multiplies.
+
+    (That of read * (1 / weight) overflows for small weights: it has 1 / weight^2 in it.)
+    """
 
     @staticmethod
     def forward(ctx, read, weight):
@@ -337,7 +340,8 @@ def parameters(run):
 def cross_entropy(logits, labels):
     """-log softmax at the label, (..., p) and (...) -> (...), accurate to float32 however small it is.
 
-    softplus(logsumexp of the wrong classes - the right logit); F.cross_entropy rounds to 0 below about 1e-7.
+    softplus(logsumexp of the wrong classes - the right logit); F.cross_entropy rounds to 0 below about 1e-7. (nll_loss takes
+    the right logit: the way back of gather is a scatter, made deterministic on CUDA by a slow sort.)
     """
     right = -F.nll_loss(logits.flatten(0, -2), labels.flatten(), reduction="none").view_as(labels)
     wrong = logits.scatter(-1, labels[..., None], -math.inf).logsumexp(-1)
@@ -494,7 +498,7 @@ def training_step(model, optimizer, data, compiled):
         optimizer.zero_grad()
         try:
             loss().backward()
-        except torch._dynamo.exc.TorchDynamoException if compiled else () as error:
+        except torch._dynamo.exc.TorchDynamoException if compiled else () as error:      # torch._dynamo is slow to import
             fail(f"--compile: torch.compile does not work here ({str(error).splitlines()[0]})")
         optimizer.step()
     return step
@@ -538,10 +542,9 @@ def train(runs, device, compiled=False, checkpoint=None, tick=lambda *report: No
     checkpoint is a file that keeps the state, so that a killed process goes on from it. tick is called after each evaluation
     with the runs, the step, and the mean training and validation accuracy. A run whose loss is no longer finite spoils no other.
     """
-    on_gpu = device.startswith("cuda")
+    run, model, on_gpu = runs[0], Transformer(runs).to(device), device.startswith("cuda")
     if on_gpu:
-        torch.cuda.set_device(torch.empty(0, device=device).device)      # a graph is captured on the current device
-    run, model = runs[0], Transformer(runs).to(device)
+        torch.cuda.set_device(model.embed.device)       # a graph is captured on the current device
     optimizer = torch.optim.AdamW(model.parameters(), lr=run.lr, betas=(0.9, 0.98), eps=run.eps,
                                   weight_decay=run.weight_decay, fused=True)
     start, history = 0, defaultdict(list)
@@ -578,7 +581,10 @@ def train(runs, device, compiled=False, checkpoint=None, tick=lambda *report: No
 
 
 def load_tensors(path):
-    """What torch.save wrote, or None: without pickle, and a damaged file is named and removed, never trusted."""
+    """What torch.save wrote, or None: without pickle, and a damaged file is named, never trusted.
+
+    It stays until what is computed again takes its place: it may be whole, and the memory too small to read it.
+    """
     if not path.exists():
         return None
     try:
@@ -587,8 +593,7 @@ def load_tensors(path):
                 raise zipfile.BadZipFile(damaged)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        print(f"{path} is damaged and is computed again ({type(error).__name__})", file=sys.stderr)
-        path.unlink(missing_ok=True)
+        print(f"{path} can't be read and is computed again ({type(error).__name__})", file=sys.stderr)
         return None
 
 
@@ -757,6 +762,12 @@ def progress(begun, mine, seconds):
     return text + (f", {timedelta(seconds=round(seconds * left / made))} left" if made > left / 1000 else "")
 
 
+def rank_and_world():
+    """Which of torchrun's processes this is, and how many there are."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    return int(os.environ["RANK"]) if world > 1 else 0, world
+
+
 def sweep(runs, options):
     """Train the runs that the cache does not hold. Returns {run: history}, a history a dict of arrays (evaluations,).
 
@@ -764,8 +775,7 @@ def sweep(runs, options):
     the others None. However many processes there are, the results are the same (on CUDA up to rounding, where it packs
     otherwise). How many runs this start trained, and how fast, is noted in options.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    folder, start = options.out / "cache", time.monotonic()
+    (rank, world), folder, start = rank_and_world(), options.out / "cache", time.monotonic()
     done = load_histories(folder)
     if rank == 0:
         write(folder / "room", str(room_on(options.device)))      # for all ranks: others may have other GPUs
@@ -788,7 +798,7 @@ def sweep(runs, options):
         at[run] = (population, before, now)
         if rank == 0 and step and seconds - shown >= (0.2 if live else 30):
             shown = seconds
-            line = (f"{progress(list(at.values()), mine, seconds)} | hidden {run.hidden}, D {run.data}, step {step}: "
+            line = (f"{progress(at.values(), mine, seconds)} | hidden {run.hidden}, D {run.data}, step {step}: "
                     f"train {train_acc:.2f}, val {val_acc:.2f}")
             fits = line[:shutil.get_terminal_size().columns - 1]       # a longer line wraps, and is not cleared
             print(f"\r\033[K{fits}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
@@ -895,9 +905,7 @@ def resampled_means(values, seed=0, draws=2000):
     """
     drawn = np.random.default_rng(seed).integers(values.shape[-1], size=(draws, *values.shape))
     values = np.concatenate([values[None], np.take_along_axis(values[None], drawn, -1)])
-    known = np.isfinite(values)
-    count = known.sum(-1)
-    means = np.where(known, values, 0).sum(-1) / np.where(count > 0, count, np.nan)
+    means = np.ma.masked_invalid(values).mean(-1).filled(np.nan)
     if values.shape[-1] < 3:
         means[1:] = np.nan
     return means
@@ -905,36 +913,32 @@ def resampled_means(values, seed=0, draws=2000):
 
 @cache
 def tail(count):
-    """Percent of the bootstrapped means of so many values to leave out on each side, for a 95% interval.
+    """The percentiles of the bootstrapped means of so many values that bound a 95% interval.
 
-    Less than 2.5, since a bootstrap of few values is too narrow: as much as makes the interval of normal values the one by
+    Beyond 2.5 and 97.5, since a bootstrap of few values is too narrow: so far that the interval of normal values is the one by
     Student's t (the expanded percentile interval, Hesterberg 2015, The American Statistician 69). From 3 values on.
     """
     count = max(3, count)
     t = np.percentile(np.random.default_rng(0).standard_t(count - 1, 100_000), 97.5)
-    return 100 * NormalDist().cdf(-t * math.sqrt(count / (count - 1)))
+    cut = 100 * NormalDist().cdf(-t * math.sqrt(count / (count - 1)))
+    return cut, 100 - cut
 
 
 def interval(values):
     """Mean of values and its 95% bootstrap interval over seeds: (mean, low, high); None and NaN are left out.
 
     The interval is NaN for fewer than 3 values, and their range for 3 and 4. It covers the mean of normal values 3 times in 4
-    with 3 of them, 9 times in 10 with 5, as it should with 11; less often that of values which are nearly all 0 or all 1.
+    with 3 of them, 9 times in 10 with 5, as it should with 11; less often where nearly all values are 0, or nearly all are 1.
     """
     values = np.array(values, dtype=float)      # None becomes NaN
     values = values[np.isfinite(values)]
-    means, cut = resampled_means(values, draws=10_000), tail(len(values))
-    return float(means[0]), *map(float, np.percentile(means[1:], [cut, 100 - cut]))
+    means = resampled_means(values, draws=10_000)
+    return float(means[0]), *map(float, np.percentile(means[1:], tail(len(values))))
 
 
 def interval_name(seeds):
     """What interval gives for so many seeds: nothing, their range, or a 95% interval."""
     return "" if seeds < 3 else "range" if seeds < 5 else "95% interval"
-
-
-def ends(seeds):
-    """The percentiles of bootstrap draws that bound a 95% interval; of few seeds, whose bootstrap is too narrow, the range."""
-    return [2.5, 97.5] if seeds >= ENOUGH else [0, 100]
 
 
 def with_interval(mean, low=np.nan, high=np.nan, style="{:.2f}"):
@@ -1031,7 +1035,10 @@ def claim(text, paper, measured, holds):
 
 
 def write(path, content):
-    """Write a file atomically. content is its text, or a function that saves to a binary file, such as figure.savefig."""
+    """Write a file atomically. content is its text, or a function that saves to a binary file, such as figure.savefig.
+
+    By way of memory: torch.save to a full disk ends in an error that does not say so.
+    """
     buffer = io.BytesIO()
     if callable(content):
         content(buffer)
@@ -1107,7 +1114,7 @@ def read_results(out):
     with np.load(out / "curves.npz", allow_pickle=False) as saved:
         curves = dict(saved)
     last = [norm[np.isfinite(steps)][-1] for norm, steps in zip(curves["norm"], curves["step"])]      # tells runs apart
-    if not rows or not np.array_equal(last, [np.float32(line["norm"] or np.nan) for line in rows], equal_nan=True):
+    if not rows or not np.array_equal(last, np.array([line["norm"] for line in rows], np.float32), equal_nan=True):
         raise ValueError("runs.csv and curves.npz hold different runs")
     return rows, curves
 
@@ -1115,16 +1122,17 @@ def read_results(out):
 # command line
 
 
-def option(text, default=None, minimum=0, choices=None):
+def option(text, default=None, minimum=0, maximum=10**9, choices=None):
     """A field of Settings that is also an option: its help and the values it allows."""
-    return field(default=default, metadata={"help": text, "minimum": minimum, "choices": choices})
+    return field(default=default, metadata={"help": text, "minimum": minimum, "maximum": maximum, "choices": choices})
 
 
 @dataclass(frozen=True)
 class Settings:
     """What every experiment sets. A script adds its grid; each field is an option of its command line."""
-    p: int = option(f"modulus; below 20 guessing comes near {FLOOR}, from which on accuracy counts as risen", minimum=2)
-    seeds: int = option("runs of each cell, with seeds 0, 1, ...", minimum=1)
+    p: int = option(f"modulus; below 20 guessing comes near {FLOOR}, from which on accuracy counts as risen",
+                    minimum=2, maximum=1000)      # a run has p*p*p logits
+    seeds: int = option("runs of each cell, with seeds 0, 1, ...", minimum=1, maximum=10_000)
     steps: int = option("optimization steps, full batch", minimum=1)
     lr: float = option("learning rate of AdamW", minimum=1e-9)
     weight_decay: float = option("weight decay of AdamW")
@@ -1148,17 +1156,17 @@ def fail(message):
     raise SystemExit(2)
 
 
-def value_of(kind, minimum):
-    """An argparse type: an int from minimum to a billion, or a finite float of at least minimum."""
+def value_of(kind, minimum, maximum=10**9):
+    """An argparse type: an int or a float from minimum to maximum."""
     def parse(text):
         """The number that a word of the command line stands for."""
         try:
             number = kind(text)
         except ValueError:
             number = math.nan
-        if not minimum <= number <= (10**9 if kind is int else sys.float_info.max):
-            what = f"an integer from {minimum} to a billion" if kind is int else f"a number of at least {minimum}"
-            raise argparse.ArgumentTypeError(f"{text}: {what} is needed")
+        if not minimum <= number <= maximum:
+            what = "an integer" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text}: {what} from {minimum} to {maximum:,} is needed")
         return number
     return parse
 
@@ -1218,7 +1226,7 @@ def command_line(script, doc, experiments):
         meta, several = f.metadata, f.type == tuple[int, ...]
         kind = int if several else f.type
         parser.add_argument("--" + f.name.replace("_", "-"), nargs="+" if several else None,
-                            type=str if kind is str else value_of(kind, meta["minimum"]),
+                            type=str if kind is str else value_of(kind, meta["minimum"], meta["maximum"]),
                             choices=meta["choices"], help=meta["help"])
     parser.add_argument("--out", help=f"directory of the results (default: results/{folder}-SCALE)")
     saved = parser.add_mutually_exclusive_group()
@@ -1240,8 +1248,6 @@ def command_line(script, doc, experiments):
 def check(runs):
     """End with one line if a run is impossible."""
     for run in runs:
-        if run.p > 1000:
-            fail(f"--p {run.p}: 1000 at most, a run has p*p*p logits")
         data = f"--squared-data {run.data}" if run.task == "squared_addition" else f"--data {run.data}"
         hidden = f"--forget-hidden {run.hidden}" if run.first_data else f"--hidden {run.hidden}"
         if not 1 <= run.data <= run.p**2:
@@ -1251,10 +1257,6 @@ def check(runs):
             fail(f"{data}: of the {run.p**2} pairs of --p {run.p} none is left whose mirror is not trained on; fewer are needed")
         if run.memorize > run.p**2:
             fail(f"--memorize {run.memorize}: --p {run.p} has {run.p**2} pairs, so many at most")
-        if run.hidden > 10_000:
-            fail(f"{hidden}: 10000 at most")
-        if run.layers > 1000:
-            fail(f"--layers {run.layers}: 1000 at most")
         if run.hidden % run.heads:
             fail(f"{hidden}: must be a multiple of the {run.heads} heads")
 
@@ -1339,7 +1341,7 @@ def report(settings, out, draw, judge):
         rows, curves = read_results(out)
         cells = summarize(rows)
     except Exception as error:      # csv and numpy raise a dozen kinds on a damaged file
-        fail(f"--plot-only: no whole results in {out} ({error}); the same command without it makes them")
+        fail(f"--out {out}: no whole results ({error}); the command without --plot-only makes them")
     claims = judge(settings, rows, curves)
     write_table(out / "cells.csv", cells)
     for file, figure in draw(settings, rows, curves).items():
@@ -1353,7 +1355,7 @@ def reproduce(script, doc, **experiments):
     experiments: name=(presets, grid, draw, judge), the default first. draw(settings, rows, curves) is {file name: Figure},
     judge(settings, rows, curves) a list of claims; rows and curves as read_results returns them.
     """
-    start, rank = time.monotonic(), int(os.environ.get("RANK", 0))
+    start, (rank, world) = time.monotonic(), rank_and_world()
     experiment, settings, options = command_line(script, doc, experiments)
     _, grid, draw, judge = experiments[experiment]
     runs = list(dict.fromkeys(grid(settings)))      # each once
@@ -1367,14 +1369,14 @@ def reproduce(script, doc, **experiments):
                "device": device, "threads": options.workers}
     lock, again = None, "the same command" + " without --fresh" * options.fresh
     try:
-        if "RANK" in os.environ:
+        if world > 1:
             dist.init_process_group("gloo", timeout=timedelta(days=7))
         if rank == 0:
             lock = locked(options.out)
             saved = begin(options, summary)
             print(f"{script}: {options.scale} scale, {len(runs)} runs, {sum(run.steps for run in runs):,} run-steps, "
                   f"on {device}; results go to {options.out}")
-        if "RANK" in os.environ:
+        if world > 1:
             try:
                 dist.barrier()
             except RuntimeError:
@@ -1403,7 +1405,7 @@ def reproduce(script, doc, **experiments):
     finally:
         if lock:
             lock.close()
-        if "RANK" in os.environ and dist.is_initialized():
+        if dist.is_initialized():
             dist.destroy_process_group()
 
 
@@ -1448,9 +1450,10 @@ def benchmark():
     parser = argparse.ArgumentParser(prog="common.py", description="Run-steps per second on this machine.", allow_abbrev=False)
     parser.error = fail
     machine_options(parser)
-    for name, default, text in (("--p", 113, "modulus"), ("--hidden", 32, "hidden size"), ("--data", 3000, "training examples"),
-                                ("--runs", None, "runs packed together (default: 2 on a CPU, 11 elsewhere)")):
-        parser.add_argument(name, type=value_of(int, 1), default=default, help=text)
+    for name, default, maximum, text in (("--p", 113, 1000, "modulus"), ("--hidden", 32, 10_000, "hidden size"),
+                                         ("--data", 3000, 10**6, "training examples"),
+                                         ("--runs", None, 10_000, "runs packed together (default: 2 on a CPU, 11 elsewhere)")):
+        parser.add_argument(name, type=value_of(int, 1, maximum), default=default, help=text)
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     options = parser.parse_args()
     set_up(options)

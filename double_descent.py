@@ -9,8 +9,8 @@ nothing more, then semi-grokking and grokking: validation accuracy dips on the w
     prediction 1    the dip is there for small D and gone for large D
     prediction 2    a harder task, (a + b)^2 mod p, moves the crossing up: at the same D it dips deeper than addition
 
-    python double_descent.py                      a laptop's CPU, a minute and a quarter
-    python double_descent.py --scale small        p = 59, 11 seeds, twenty minutes on two cores
+    python double_descent.py                      a laptop's CPU, about a minute
+    python double_descent.py --scale small        p = 59, 11 seeds, 24 minutes on two cores
     python double_descent.py --device cuda        p = 113, the paper's 825 runs
     torchrun --nproc-per-node=8 double_descent.py --scale paper     the same, shared out over GPUs or processes
 
@@ -33,7 +33,7 @@ from common import judgeable, majority, option, reproduce, resampled_means, size
 @dataclass(frozen=True)
 class Grid(Settings):
     """Every hidden size with every D of each task."""
-    hidden: tuple[int, ...] = option("hidden sizes", minimum=1)
+    hidden: tuple[int, ...] = option("hidden sizes", minimum=1, maximum=10_000)
     data: tuple[int, ...] = option("training examples D of addition", minimum=1)
     squared_data: tuple[int, ...] = option("training examples D of (a + b)^2", minimum=1)
 

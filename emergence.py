@@ -6,7 +6,7 @@ the additions too: addition does not generalize. (Smaller ones have no room for 
 larger model gets it back, a far larger one, says the paper: against size, the ability looks emergent. Where half of the
 feed-forward units serve one task and half the other, it should appear earlier.
 
-    python emergence.py                     a laptop's CPU, two minutes
+    python emergence.py                     a laptop's CPU, one to two minutes
     python emergence.py --scale small       p = 59, three seeds, half an hour on two cores
     python emergence.py --scale paper --layers 1 1 1 1 1 1 1 --hidden 4 8 16 32 64 128 192 --memorize 3000 6000
                                             p = 113, six hours on two cores: beside 3000 labels lost at hidden 64, back in
@@ -37,8 +37,8 @@ from common import FLOOR, Settings, by_cell, claim, fail, interval, interval_nam
 class Ladder(Settings):
     """Model sizes, each a number of layers and a hidden size, with each amount of memorization."""
     lr: float = option("learning rate of AdamW, less for large models (--weight-decay more)", minimum=1e-9)
-    layers: tuple[int, ...] = option("layers of the model sizes", minimum=1)
-    hidden: tuple[int, ...] = option("hidden sizes of the model sizes", minimum=1)
+    layers: tuple[int, ...] = option("layers of the model sizes", minimum=1, maximum=1000)
+    hidden: tuple[int, ...] = option("hidden sizes of the model sizes", minimum=1, maximum=10_000)
     data: int = option("training examples of addition", minimum=1)
     memorize: tuple[int, ...] = option("examples to memorize; the first amount is also trained with a split layer", minimum=1)
 

@@ -34,7 +34,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from common import COLORS, ENOUGH, FLOOR, Settings, beyond, by_cell, claim, count_dynamics, dip_of, ends, fail, first_step
+from common import COLORS, ENOUGH, FLOOR, Settings, beyond, by_cell, claim, count_dynamics, dip_of, fail, first_step
 from common import interval, majority, option, parameters, reproduce, resampled_means, size_ticks, tail, with_interval
 
 DYNAMICS = ("progression", "ungrokking", "semi-grokking", "grokking")
@@ -43,7 +43,7 @@ DYNAMICS = ("progression", "ungrokking", "semi-grokking", "grokking")
 @dataclass(frozen=True)
 class Cells(Settings):
     """One cell (hidden size, D) for each of the four dynamics, in their order."""
-    hidden: tuple[int, ...] = option("hidden sizes of the four cells", minimum=1)
+    hidden: tuple[int, ...] = option("hidden sizes of the four cells", minimum=1, maximum=10_000)
     data: tuple[int, ...] = option("training examples D of the four cells", minimum=1)
 
 
@@ -251,9 +251,10 @@ def judge_circuits(history):
 @dataclass(frozen=True)
 class Plane(Settings):
     """Every hidden size with every D, the capacity of every hidden size, and grokked runs that go on with less data."""
-    hidden: tuple[int, ...] = option("hidden sizes", minimum=1)
+    hidden: tuple[int, ...] = option("hidden sizes", minimum=1, maximum=10_000)
     data: tuple[int, ...] = option("training examples D", minimum=1)
-    forget_hidden: int = option("hidden size of the runs that grok on the largest D and then go on with less", minimum=1)
+    forget_hidden: int = option("hidden size of the runs that grok on the largest D and then go on with less",
+                                minimum=1, maximum=10_000)
     forget_data: tuple[int, ...] = option("D that they go on with; those not below the largest D are left out", minimum=1)
     side_seeds: int = option("at most so many seeds for the capacity, and for going on with less", 3, minimum=1)
 
@@ -499,6 +500,19 @@ def share_right(found, name, among):
 # places as text
 
 
+def ends(seeds):
+    """The percentiles of the draws of a place that bound its 95% interval; of few seeds the range, as the bootstrap is too narrow.
+
+    Not those of tail, which are for means.
+    """
+    return [2.5, 97.5] if seeds >= ENOUGH else [0, 100]
+
+
+def ends_name(seeds):
+    """What lies between ends."""
+    return "95% interval" if seeds >= ENOUGH else "range"
+
+
 def in_range(value, tried):
     """A value as text, as a bound where it leaves the range tried."""
     if np.isnan(value):
@@ -585,8 +599,9 @@ def draw_diagram(settings, rows, now):
     look = {"shade": 0, "color": "black", "lw": 3, "path_effects": [withStroke(linewidth=6, foreground="white")]}
     once = mirrored_once(now.capacity, settings.p)
     band(axis, x, now.critical[0.5], ends(settings.seeds), "-",
-         label="critical size (grey line: models\nthat cannot memorize so much)", **look)
-    band(axis, x, now.capacity, ends(side_seeds(settings)), "--", label="memorization capacity", **look)
+         label=f"critical size (thin: {ends_name(settings.seeds)}; grey:\nmodels that cannot memorize so much)", **look)
+    band(axis, x, now.capacity, ends(side_seeds(settings)), "--",
+         label=f"memorization capacity\n(thin: {ends_name(side_seeds(settings))})", **look)
     band(axis, x, once, ends(side_seeds(settings)), ":", label="capacity, mirrored\npairs counted once", **look)
     (size, where), (size_once, where_once) = (crossing(now.hidden, now.critical[0.5], each) for each in (now.capacity, once))
     small = np.argmax([*now.able, True])      # so many sizes, and a line on to the crossing
@@ -605,16 +620,15 @@ def draw_diagram(settings, rows, now):
     place = f"d = {bounded(size, now.hidden, settings.seeds)}, D = {bounded(where, now.data, settings.seeds)}"
     finding = f"The curves cross at {place}" if crossing_shares(now)[0] >= SURE else "Which circuit wins, measured"
     axis.set_title(f"{finding}\n(a + b) mod {settings.p} at step {settings.steps}; a cell is divided by its {settings.seeds} "
-                   "seeds; thin lines: 95% interval; circles: crossings", fontsize=12)
+                   "seeds; circles: crossings", fontsize=12)
     return figure
 
 
 def draw_accuracy(axis, settings, now):
     """Figure 3: validation accuracy against D, a line for each hidden size."""
     colors = colormaps["viridis_r"](np.linspace(0.1, 1, len(now.hidden)))
-    bounds = tail(settings.seeds), 100 - tail(settings.seeds)      # as of every mean
     for h, draws, color in zip(now.hidden, now.accuracy, colors):
-        band(axis, now.data, draws, bounds, shade=0.07, ms=4, color=color, label=f"d = {h}")
+        band(axis, now.data, draws, tail(settings.seeds), shade=0.07, ms=4, color=color, label=f"d = {h}")
     axis.axhline(0.5, color="#999999", lw=0.8, ls="--")
     axis.set(xlabel="training examples D", ylabel="final validation accuracy, unmirrored",
              title="Generalization against data, for each hidden size")
