@@ -601,7 +601,7 @@ def draw_diagram(settings, rows, now):
     band(axis, x, now.critical[0.5], ends(settings.seeds), "-",
          label=f"critical size (thin: {ends_name(settings.seeds)}; grey:\nmodels that cannot memorize so much)", **look)
     band(axis, x, now.capacity, ends(side_seeds(settings)), "--",
-         label=f"memorization capacity\n(thin: {ends_name(side_seeds(settings))})", **look)
+         label=f"memorization capacity (thin:\n{ends_name(side_seeds(settings))} of {side_seeds(settings)} seeds)", **look)
     band(axis, x, once, ends(side_seeds(settings)), ":", label="capacity, mirrored\npairs counted once", **look)
     (size, where), (size_once, where_once) = (crossing(now.hidden, now.critical[0.5], each) for each in (now.capacity, once))
     small = np.argmax([*now.able, True])      # so many sizes, and a line on to the crossing

@@ -1331,7 +1331,7 @@ def test_the_legend_of_the_diagram_names_the_intervals_that_are_drawn(seeds, cri
     settings, rows, curves = made_up_plane(True, seeds=seeds)
     figure = grok.draw_diagram(settings, rows, grok.measured(settings, rows, curves))
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert f"thin: {critical}" in labels[0] and f"thin: {capacity}" in labels[1]
+    assert f"thin: {critical};" in labels[0] and f"thin:\n{capacity} of 3 seeds" in labels[1]
 
 
 def test_a_title_names_the_interval_that_is_drawn():
