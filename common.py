@@ -202,7 +202,8 @@ class ReLU(torch.autograd.Function):
 class Inputs:
     """Token sequences of a population, (R, N, T), and which rows of the table of attention each of them reads.
 
-    longest: the most terms of one sum of the backward pass. On CUDA one thread makes each, and every example has the operator.
+    longest: the most terms of one sum of the backward pass, as on CUDA one thread makes each. A sum of more (every example reads
+    the row of the operator) is one of parts.
     """
 
     def __init__(self, tokens, run, longest=None):
@@ -616,7 +617,10 @@ def values_per_example(run):
 
 
 def work(population):
-    """About the operations that train a population: for the order, the time to expect and the time left."""
+    """About the operations that train a population: for the order, the time to expect and the time left.
+
+    A value costs the products that make it, one for each hidden unit, and as much time as 80 more.
+    """
     run = population[0]
     data = (run.data + (run.first_data or run.data)) / 2 + run.memorize
     return len(population) * run.steps * data * values_per_example(run) * (run.hidden + 80)
