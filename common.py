@@ -58,10 +58,11 @@ class Run:
     """One training run: every field that its result depends on, and the experiment that it belongs to.
 
     task is 'addition' (a + b) mod p, 'squared_addition' (a + b)^2 mod p, or 'random': a random label for each
-    unordered pair {a, b}. data of the p*p ordered pairs train, the rest validate. memorize adds that many
-    examples of a - b with random labels; then, or if operator is set, a token for + or - stands between a and b.
+    unordered pair {a, b}. data, the paper's D, is how many of the p*p ordered pairs train; the rest validate. memorize adds that
+    many examples of a - b with random labels. With memorize or operator, a token for + or - stands between a and b.
     With split, half of the feed-forward units serve addition only and the other half the memorization only.
-    With first_data, the first half of the steps trains on that many pairs, and the second goes on with data of them.
+    With first_data, the first half of the steps trains on that many pairs, and only the second half on as many as data says.
+    loss is 'float32' or 'exact' (see training_loss), eps is AdamW's, precision that of matrix products while training.
     """
     task: str
     p: int
@@ -139,16 +140,17 @@ def training_set(run):
 
 
 class LookUp(torch.autograd.Function):
-    """Sum of the table rows that an example names; its gradient is the same sum over the examples that name a row.
+    """The sum, for each example, of the table rows that it names. Backward, a row gets the sum over the examples that name it.
 
     Equal to F.embedding(index, table).sum(1), but without a scatter backward: fast, and deterministic on CUDA.
     """
 
     @staticmethod
     def forward(ctx, table, index, *inverse):
-        """table (rows, width), index (N, k) -> (N, width). inverse: members and offsets of the sums of the way back.
+        """table (rows, width), index (N, k) -> (N, width). inverse: members and offsets of the backward sums, of 1 or 2 rounds.
 
-        Sum i takes members[offsets[i]:offsets[i + 1]]: the examples that name row i, or in two rounds, parts of them.
+        Sum i takes members[offsets[i]:offsets[i + 1]]: the examples that name row i. Or in two rounds: a part of those examples
+        for each sum of the first, and the parts of row i in the second.
         """
         ctx.inverse = inverse
         return F.embedding_bag(index, table, mode="sum")
@@ -202,8 +204,8 @@ class ReLU(torch.autograd.Function):
 class Inputs:
     """Token sequences of a population, (R, N, T), and which rows of the table of attention each of them reads.
 
-    longest: the most terms of one sum of the backward pass, as on CUDA one thread makes each. A sum of more (every example reads
-    the row of the operator) is one of parts.
+    longest: the most terms of one sum of the backward pass, since CUDA makes each sum in one thread. A longer one (every example
+    reads the row of the operator) is made in two rounds: sums of parts so long, then the sum of these.
     """
 
     def __init__(self, tokens, run, longest=None):
@@ -255,13 +257,14 @@ class Block(nn.Module):
         return sum(weight[..., None] * v for weight, v in zip(score.softmax(0), value.split(1, 2))).flatten(-2)
 
     def attention_by_table(self, table, equals, inputs):
-        """The same at '=' of a 1-layer model, (R, N, d), for a table (R, rows, d) of every token at every position.
+        """What attention reads at '=', (R, N, d), in a 1-layer model. table (R, rows, d): every token at every position before.
 
-        The query is that of '=' in every example, and keys and values depend on a token and its position alone. So
-        exp(score) * value and exp(score) are computed once for each row of the table; an example adds up the rows that it
-        uses, and divides. This is exact, not an approximation, as long as a head's scores lie within 160 of each other,
-        about the range of exp in float32 (at most 70 was seen, except in runs that too high a learning rate nearly
-        destroys). Scores more than 160 below the highest count as 160 below.
+        It reads sum(exp(score) * value) / sum(exp(score)) over the positions. The query is that of '=' in every example, and
+        keys and values depend on a token and its position alone. So exp(score) * value and exp(score) are computed once for
+        each row of the table, and for '=' itself; an example adds up the rows that it uses, and divides. This is exact, not an
+        approximation, as long as a head's scores lie within 160 of each other, about the range of exp in float32 (at most 70
+        was seen, except in runs that too high a learning rate nearly destroys). Scores more than 160 below the highest count
+        as 160 below.
         """
         rows = torch.cat([table, equals], 1)                                                  # (R, rows + 1, d)
         query = (equals @ self.query).unflatten(-1, (self.heads, -1))                         # (R, 1, heads, d/heads)
@@ -274,13 +277,14 @@ class Block(nn.Module):
         terms = torch.cat([(weight[..., None] * value).flatten(2), weight], -1)               # (R, rows + 1, d + heads)
         found = LookUp.apply(terms[:, :-1].flatten(0, 1), inputs.index, *inputs.inverse)
         total = found.view(len(rows), -1, terms.shape[-1]) + terms[:, -1:]                    # (R, N, d + heads)
-        read, weight = total.split([rows.shape[-1], self.heads], -1)
-        return Ratio.apply(read.unflatten(-1, (self.heads, -1)), weight).flatten(-2)
+        numerator, denominator = total.split([rows.shape[-1], self.heads], -1)
+        return Ratio.apply(numerator.unflatten(-1, (self.heads, -1)), denominator).flatten(-2)
 
     def add(self, x, read, serves):
-        """The residual stream x (R, n or 1, d) after read (R, n, d) from attention and the feed-forward layer.
+        """The residual stream (R, n, d) after the block: x (R, n or 1, d) plus what attention and the feed-forward layer add.
 
-        n counts examples, or each of their positions. serves (R, N, 2), if not None: which half of the units serves an example.
+        read (R, n, d) is what attention has read, n the number of examples, or of all their positions. serves (R, N, 2), if
+        not None: which half of the units serves an example, the first addition and the second the memorization.
         """
         x = torch.baddbmm(x, read, self.output)
         units = torch.baddbmm(self.mlp_in_bias[:, None], x, self.mlp_in)                      # (R, n, 4d)
@@ -369,7 +373,11 @@ class CrossEntropy(torch.autograd.Function):
 
 
 def training_loss(logits, labels, kind):
-    """Sum over runs of each run's mean loss, a scalar: the sum keeps the gradients of the runs apart."""
+    """Sum over runs of each run's mean loss, a scalar. Each weight is in one run's loss only, so it gets that run's gradient.
+
+    'float32' has the gradient of F.cross_entropy: at the label, softmax - 1 rounds to 0 once the softmax rounds to 1, and then
+    the example pulls its own logit no more. 'exact' (cross_entropy above) has the same gradient without that rounding.
+    """
     if kind == "exact":
         return cross_entropy(logits, labels).mean(-1).sum()
     if logits.is_cuda:      # where the scatter of CrossEntropy, made deterministic, would be a slow sort
@@ -391,6 +399,7 @@ class Dataset:
         self.all_pairs = Inputs(stack([sequences(run, torch.arange(run.p**2))] * len(runs)), run)  # (R, p*p, T)
         self.answers = stack(map(answers, runs))                                              # (R, p*p)
         self.train = stack(map(trained, runs))                                                # (R, p*p) bool
+        # val: pairs that never train; unmirrored: those of them whose mirror (b, a) never trains either
         ever = stack(trained(replace(r, data=max(r.data, r.first_data))) for r in runs)
         self.val, self.unmirrored = ~ever, ~ever & ~ever.unflatten(1, (run.p, run.p)).mT.flatten(1)
 
@@ -403,41 +412,42 @@ def mean_over(values, mask):
     return values.where(mask, 0).sum(1) / mask.sum(1)
 
 
-def circuits(logits, data):
+def circuits(logits, dataset):
     """The generalizing circuit, measured in logits (R, p*p, p) of all pairs: a dict of (R,) tensors.
 
-    The logits of a pure generalizing circuit for addition depend on delta = c - (a + b) mod p alone. That part is
-    estimated as the mean of the centred logits at each delta over the validation pairs whose mirror (b, a) was not
-    trained on either. For (a + b)^2 it depends on a + b and c: p means for each sum.
-    circuit_share: share of the logit variance on these pairs that the part explains. circuit_margin: its right
-    logit less its largest wrong one, mean over sums; memorization alone makes it negative, since it favours the answers
-    of the training examples with a or with b, and those of addition are all wrong here. circuit_spread: standard deviation
-    of the rest of the logits. memory_acc: training accuracy of the rest, what is known without the circuit; where the part
-    speaks against the right answer, it is left there, since taking that away would teach the rest.
+    The logits of a pure generalizing circuit for addition depend on delta = c - (a + b) mod p alone. So its part of the centred
+    logits is estimated as their mean at each delta over the unseen pairs: those of validation whose mirror (b, a) was not
+    trained on either. For (a + b)^2 it depends on a + b and c: p means for each sum. What is left of the logits is the rest.
+    circuit_share: share of the logit variance on the unseen pairs that the part explains, an adjusted R^2: about 0, or just
+    below, where there is no circuit. circuit_margin: the part's right logit less its largest wrong one, mean over groups (one
+    for addition, else one for each sum). Memorization alone makes that of addition negative: at an unseen (a, b) it favours
+    the answers of training examples with the same a or the same b, and none of those is a + b.
+    circuit_spread: standard deviation of the rest on the unseen pairs. memory_acc: training accuracy of the rest, what is
+    known without the circuit. A right logit of the part that is negative is not subtracted: that would help the rest.
     """
-    p, number = data.run.p, torch.arange(data.run.p, device=logits.device)
-    x, right = logits - logits.mean(-1, keepdim=True), data.answers[..., None]                # (R, p*p, p), (R, p*p, 1)
-    if data.run.task == "addition":     # one group of pairs, and the logits by delta instead of by c
+    p, number = dataset.run.p, torch.arange(dataset.run.p, device=logits.device)
+    x, right = logits - logits.mean(-1, keepdim=True), dataset.answers[..., None]             # (R, p*p, p), (R, p*p, 1)
+    if dataset.run.task == "addition":     # one group of all pairs; classes are delta instead of c, and the right one is 0
         x, right = x.gather(-1, (right + number) % p), torch.zeros_like(right)
-        pair = torch.arange(p * p, device=logits.device)[None]                                # (groups, n)
+        pair = torch.arange(p * p, device=logits.device)[None]                                # (groups, n), pairs as a*p + b
     else:                               # a group for each sum a + b
         pair = number * p + (number[:, None] - number) % p
     x, right = x[:, pair], right[:, pair]                                                     # (R, groups, n, p or 1)
-    unseen = data.unmirrored[:, pair, None].float()                                           # (R, groups, n, 1)
-    count, pairs = unseen.sum(2, keepdim=True), unseen.sum((1, 2, 3))
-    part = unseen.mT @ x / count.clamp(min=1)                                                  # (R, groups, 1, p)
-    used = count.flatten(1) > 0                                                               # (R, groups)
+    unseen = dataset.unmirrored[:, pair, None].float()                                        # (R, groups, n, 1)
+    in_group, in_all = unseen.sum(2, keepdim=True), unseen.sum((1, 2, 3))                     # how many pairs are unseen
+    part = unseen.mT @ x / in_group.clamp(min=1)                                              # (R, groups, 1, p)
+    used = in_group.flatten(1) > 0                                                            # (R, groups)
     total = (x.square().sum(-1, keepdim=True) * unseen).sum((1, 2, 3))
-    freedom = (pairs - used.sum(1)).where(pairs > used.sum(1), math.nan)
-    rest = (total - (part.square() * count).sum((1, 2, 3))) * pairs / freedom                 # unbiased
-    at = right[:, :, :1]
+    freedom = (in_all - used.sum(1)).where(in_all > used.sum(1), math.nan)                    # a mean was taken in each group
+    rest = (total - (part.square() * in_group).sum((1, 2, 3))) * in_all / freedom             # unbiased
+    at = right[:, :, :1]                # the right class, the same for all pairs of a group
     lead = part.gather(-1, at)
     margin = lead - part.scatter(-1, at, -math.inf).amax(-1, keepdim=True)
     part = part.scatter(-1, at, lead.clamp(min=0))
     memory = ((x - part).argmax(-1, keepdim=True) == right).float().where(total.isfinite()[:, None, None, None], math.nan)
     return {"circuit_share": 1 - rest / total, "circuit_margin": mean_over(margin.flatten(1), used),
-            "circuit_spread": (rest.clamp(min=0) / pairs / p).sqrt(),
-            "memory_acc": mean_over(memory.flatten(1), data.train[:, pair].flatten(1))}
+            "circuit_spread": (rest.clamp(min=0) / in_all / p).sqrt(),
+            "memory_acc": mean_over(memory.flatten(1), dataset.train[:, pair].flatten(1))}
 
 
 def fourier_concentration(embed, p):
@@ -449,22 +459,22 @@ def fourier_concentration(embed, p):
 
 
 @torch.no_grad()
-def evaluate(model, data):
+def evaluate(model, dataset):
     """Every measure of every run now, a dict of (R,) tensors: accuracies, accurate losses, norm, circuits. In float32."""
     torch.set_float32_matmul_precision("highest")
-    logits = model(data.all_pairs)                                                            # (R, p*p, p)
-    loss = cross_entropy(logits, data.answers)
-    hit = (logits.argmax(-1) == data.answers).float().where(loss.isfinite(), math.nan)        # a diverged run knows nothing
-    measures = {"train_acc": mean_over(hit, data.train), "val_acc": mean_over(hit, data.val),
-                "val_acc_unmirrored": mean_over(hit, data.unmirrored), "train_loss": mean_over(loss, data.train),
-                "val_loss": mean_over(loss, data.val),
+    logits = model(dataset.all_pairs)                                                         # (R, p*p, p)
+    loss = cross_entropy(logits, dataset.answers)
+    hit = (logits.argmax(-1) == dataset.answers).float().where(loss.isfinite(), math.nan)        # a diverged run knows nothing
+    measures = {"train_acc": mean_over(hit, dataset.train), "val_acc": mean_over(hit, dataset.val),
+                "val_acc_unmirrored": mean_over(hit, dataset.unmirrored), "train_loss": mean_over(loss, dataset.train),
+                "val_loss": mean_over(loss, dataset.val),
                 "norm": sum(w.square().flatten(1).sum(1) for w in model.parameters()).sqrt()}
-    if data.run.memorize:
-        guess, label = model(data.inputs).argmax(-1)[:, data.run.data:], data.labels[:, data.run.data:]
+    if dataset.run.memorize:
+        guess, label = model(dataset.inputs).argmax(-1)[:, dataset.run.data:], dataset.labels[:, dataset.run.data:]
         measures["memorize_acc"] = (guess == label).float().mean(1).where(loss.isfinite().all(1), math.nan)
-    if data.run.task != "random":
-        measures |= circuits(logits, data)
-        measures["fourier_top5"] = fourier_concentration(model.embed, data.run.p)
+    if dataset.run.task != "random":
+        measures |= circuits(logits, dataset)
+        measures["fourier_top5"] = fourier_concentration(model.embed, dataset.run.p)
     return measures
 
 
@@ -481,14 +491,14 @@ WARMUP = 10                 # steps over which the learning rate rises linearly 
 CHECKPOINT_SECONDS = 30     # a killed process loses at most this much of a population
 
 
-def training_step(model, optimizer, data, compiled):
+def training_step(model, optimizer, dataset, compiled):
     """A function that makes one optimization step of the population, at the run's precision."""
-    precision = "high" if data.run.precision == "tf32" else "highest"
+    precision = "high" if dataset.run.precision == "tf32" else "highest"
 
     def loss():
         """Forward pass and loss."""
-        with torch.autocast(data.labels.device.type, torch.bfloat16, data.run.precision == "bfloat16", cache_enabled=False):
-            return training_loss(model(data.inputs).float(), data.labels, data.run.loss)
+        with torch.autocast(dataset.labels.device.type, torch.bfloat16, dataset.run.precision == "bfloat16", cache_enabled=False):
+            return training_loss(model(dataset.inputs).float(), dataset.labels, dataset.run.loss)
     if compiled:
         torch._dynamo.reset()       # each population has shapes of its own
         loss = torch.compile(loss, dynamic=False)
@@ -558,8 +568,8 @@ def train(runs, device, compiled=False, checkpoint=None, tick=lambda *report: No
     due, saved = set(evaluation_steps(run.steps)), time.monotonic()
     for now in range(start, run.steps + 1):
         if now in (start, change):
-            data = Dataset([replace(r, data=r.first_data) for r in runs] if now < change else runs, device)
-            step = training_step(model, optimizer, data, compiled)
+            dataset = Dataset([replace(r, data=r.first_data) for r in runs] if now < change else runs, device)
+            step = training_step(model, optimizer, dataset, compiled)
             captured = max(now, WARMUP) + 4     # a CUDA graph repeats one learning rate: after the warm-up, and some plain steps
         if now > 0:
             optimizer.param_groups[0]["lr"] = run.lr * min(1, now / WARMUP)
@@ -567,7 +577,7 @@ def train(runs, device, compiled=False, checkpoint=None, tick=lambda *report: No
                 step = capture(step, optimizer)
             step()
         if now in due:
-            measures = {"step": torch.full((len(runs),), float(now))} | evaluate(model, data)
+            measures = {"step": torch.full((len(runs),), float(now))} | evaluate(model, dataset)
             for name, value in measures.items():
                 history[name].append(value.cpu())
             tick(runs, now, float(measures["train_acc"].mean()), float(measures["val_acc"].mean()))
@@ -838,9 +848,10 @@ def first_step(steps, values, level):
 def dynamic(history):
     """Names what training showed (paper section 3), by a rule on train_acc and on val_acc_unmirrored.
 
-    progression: validation has passed FLOOR by the time training reaches MEMORIZED, if it ever does (stalled: neither is).
-    Otherwise the training set was memorized first, and the best validation accuracy decides: grokking from
-    GENERALIZED, ungrokking below FLOOR, semi-grokking between. A loss that is not finite: diverged.
+    progression: validation reaches FLOOR no later than training reaches MEMORIZED, which it may never do. stalled: neither is
+    reached. Otherwise the training set was memorized first, and the best validation accuracy decides:
+    grokking from GENERALIZED, ungrokking below FLOOR, semi-grokking between. How much later it rises plays no part.
+    diverged: a loss was not finite. None: no validation pair without its mirror, as where all pairs train.
     Ungrokking as the paper uses the word: by the last step, validation accuracy has not risen.
     """
     if not np.isfinite(history["train_loss"]).all():
@@ -1468,17 +1479,17 @@ def benchmark():
 
     def step(compiled=False):
         """A training step of all runs, and its optimizer."""
-        data, model = Dataset(runs, device), Transformer(runs).to(device)
+        dataset, model = Dataset(runs, device), Transformer(runs).to(device)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-        return training_step(model, optimizer, data, compiled), optimizer
+        return training_step(model, optimizer, dataset, compiled), optimizer
 
-    data, model = Dataset(runs[:1], device), Transformer(runs[:1]).to(device)
+    dataset, model = Dataset(runs[:1], device), Transformer(runs[:1]).to(device)
     optimizer = torch.optim.AdamW(model.parameters())
 
     def textbook():
         """A training step of one model, as one would write it."""
         optimizer.zero_grad()
-        F.cross_entropy(model(data.inputs, textbook=True)[0], data.labels[0]).backward()
+        F.cross_entropy(model(dataset.inputs, textbook=True)[0], dataset.labels[0]).backward()
         optimizer.step()
     functions = {"one at a time": textbook, "packed": step()[0],
                  "products": matrix_products(runs[0], count, device)}

@@ -96,7 +96,7 @@ def ladder(rows):
     return dict(sorted(found.items()))
 
 
-def sizes(rows, memorize, split):
+def by_size(rows, memorize, split):
     """The seeds of each model size of a series, {number of parameters: rows}, ascending."""
     found = by_cell([line for line in rows if (line["memorize"], bool(line["split"])) == (memorize, split)], "params")
     return {params: lines for (params,), lines in sorted(found.items())}
@@ -123,7 +123,7 @@ def bracket(rows, level, memorize, split):
 
     The largest size known to be below level (0 for none), and the next one known (None for none). The truth lies between.
     """
-    known = {params: best(lines) for params, lines in sizes(rows, memorize, split).items() if not np.isnan(best(lines))}
+    known = {params: best(lines) for params, lines in by_size(rows, memorize, split).items() if not np.isnan(best(lines))}
     below = max((params for params, accuracy in known.items() if accuracy < level), default=0)
     return below, min((params for params in known if params > below), default=None)
 
@@ -140,7 +140,7 @@ def known_sizes(alone, mixed):
 
 def suppressed(settings, rows):
     """The sizes at which addition alone is learned (0.9), and beside a memorization that is known it is not (0.5)."""
-    alone, mixed = sizes(rows, 0, False), sizes(rows, settings.memorize[0], False)
+    alone, mixed = by_size(rows, 0, False), by_size(rows, settings.memorize[0], False)
     return [params for params in known_sizes(alone, mixed) if best(mixed[params]) < 0.5]
 
 
@@ -176,7 +176,7 @@ def draw(settings, rows, curves):
     colors = dict(zip(amounts, colormaps["Blues"](np.linspace(0.6, 1, len(amounts)))))
     for i, (memorize, split) in enumerate(series(settings)):
         color = "#009E73" if split else colors.get(memorize, "#000000")
-        found = sizes(rows, memorize, split)
+        found = by_size(rows, memorize, split)
         accuracy.plot(list(found), [best(lines) for lines in found.values()], "-o", ms=7, lw=2, color=color,
                       label=name(memorize, split))
         column = 1.03 ** (i - (len(series(settings)) - 1) / 2)      # the seeds of each series in a column of their own
@@ -215,7 +215,7 @@ def draw(settings, rows, curves):
     top.set_xlabel("layers × hidden size" + " (learning rate, where lower)" * ("lr" in "".join(label.values())), fontsize=9)
     for axis in axes:
         axis.grid(alpha=0.25)
-    beside = sizes(rows, settings.memorize[0], False)
+    beside = by_size(rows, settings.memorize[0], False)
     lost = "fails" if held and best(beside[held[-1]]) < FLOOR else "is partly learned"
     finding = f"Beside memorization, addition {lost} at {label[held[-1]]}" if held else "Addition beside memorization"
     if mixed and held and mixed > held[-1]:
@@ -233,13 +233,13 @@ PAPER_RATIO = 1570      # the size that learns addition beside memorization over
 def judge_suppression(settings, rows):
     """Figure 8: sizes at which addition alone is learned and beside memorization is not, and larger ones at which it is.
 
-    The paper: near 0 up to about 1570 times the size that learns addition alone. So that no size fails counts against it only
-    if two sizes below a third of that were tried (1570 times one that was seen to be too small for addition alone); and that none
-    is large enough, only if sizes above three times that were. What counts is where addition alone is learned and the
-    memorization is known.
+    The paper: near 0 up to about 1570 times the size that learns addition alone. So the first claim fails only if two of the
+    sizes that count are surely smaller (below a third of 1570 times a size seen to be too small for addition alone), and the
+    second only if one is surely larger (above three times 1570 times the size that learns addition alone). A size counts if
+    addition alone is learned there, and the memorization beside it is known.
     """
     label, held = ladder(rows), suppressed(settings, rows)
-    alone, mixed = sizes(rows, 0, False), sizes(rows, settings.memorize[0], False)
+    alone, mixed = by_size(rows, 0, False), by_size(rows, settings.memorize[0], False)
     seen = ", ".join(f"{best(mixed[params]):.2f} at {label[params]} (alone {best(alone[params]):.2f})" for params in held)
     tried, first = known_sizes(alone, mixed), threshold(rows, 0.9, 0, False)
     able = min((params for params, lines in alone.items() if best(lines) >= 0.9), default=0)
@@ -317,7 +317,7 @@ def judge_metric(settings, rows):
     same pairs as val_loss. Fewer than five sizes cannot tell a jump from a slope, and where accuracy changes by less than
     0.5 over all sizes there is none to explain.
     """
-    known = [lines for lines in sizes(rows, settings.memorize[0], False).values() if not np.isnan(best(lines))]
+    known = [lines for lines in by_size(rows, settings.memorize[0], False).values() if not np.isnan(best(lines))]
     if len(known) < 3:
         return []
     means = {measure: [interval([line[measure] for line in lines])[0] for lines in known]

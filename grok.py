@@ -4,11 +4,11 @@ circuits measured beneath, and the two curves that decide between them (figures 
 A 1-layer transformer learns (a + b) mod p from D of the p*p pairs. Two circuits compete in it: one memorizes, one
 generalizes. Which wins, and when, depends on the hidden size and on D:
 
-    progression     too small to memorize first, or faster: it generalizes while it still learns the training set
+    progression     validation accuracy rises while the training set is still being learned (a small model never memorizes it)
     ungrokking      memorizes and stays there (by the last step; Varma et al. 2023 use the word for a grokked network
                     that regresses when trained on with less data)
-    semi-grokking   memorizes, then generalizes late and in part
-    grokking        memorizes early, generalizes perfectly and much later
+    semi-grokking   memorizes first, then generalizes in part
+    grokking        memorizes first, then generalizes perfectly: much later, or (the rule here does not ask) soon after
 
     python grok.py                        a laptop's CPU, under a minute
     python grok.py --scale paper          p = 113 and the paper's cells
@@ -152,25 +152,25 @@ def draw(settings, rows, curves):
 # claims
 
 
-def norm_change(p, accuracy, norm):
+def norm_change(p, val_acc, norm):
     """Relative change of the norm while validation accuracy rises from 1/10 to 9/10 of its best.
 
-    From the last evaluation below 1/10 before the first at 9/10: guessing, 1 / p, varies. None where the best is below FLOOR,
-    or a tenth of it no more than guessing reaches.
+    The rise ends at the first evaluation with 9/10 of the best, and begins at the last one before with less than 1/10: earlier
+    ones may have more by chance. None where the best is below FLOOR, or 1/10 of it below 1 / p, which guessing reaches.
     """
-    if not accuracy.max() >= max(FLOOR, 10 / p):      # NaN too
+    if not val_acc.max() >= max(FLOOR, 10 / p):      # NaN too
         return None
-    end = int(np.argmax(accuracy >= 0.9 * accuracy.max()))
-    begin = np.flatnonzero(accuracy[:end] < 0.1 * accuracy.max()).max(initial=0)
+    end = int(np.argmax(val_acc >= 0.9 * val_acc.max()))
+    begin = np.flatnonzero(val_acc[:end] < 0.1 * val_acc.max()).max(initial=0)
     return norm[end] / norm[begin] - 1
 
 
-def bump(steps, train_acc, accuracy):
-    """What training accuracy gains from half to twice the step at which validation accuracy reaches FLOOR, a share of its best.
+def bump(steps, train_acc, val_acc):
+    """The share of its best that training accuracy gains from half to twice the step at which validation accuracy reaches FLOOR.
 
-    None where validation accuracy does not, or has from the beginning.
+    None where validation accuracy never reaches FLOOR, or is there at step 0.
     """
-    start = first_step(steps, accuracy, FLOOR)
+    start = first_step(steps, val_acc, FLOOR)
     if not start:
         return None
     before, after = np.interp((start / 2, 2 * start), steps, train_acc)
@@ -194,17 +194,17 @@ def judge(settings, rows, curves):
     found = dict(zip(DYNAMICS, cells(settings, rows, curves)))
     claims = []
     for expected, (lines, _) in found.items():
-        known = [line["dynamic"] == expected for line in lines if line["dynamic"] != "diverged"]
-        lead = 2 * sum(known) - len(known)      # told of most runs, and if no seed that is left out changes it
+        agree = [line["dynamic"] == expected for line in lines if line["dynamic"] != "diverged"]
+        lead = 2 * sum(agree) - len(agree)      # agreeing less not agreeing: a lead of 1 is gone if one seed is left out
         claims.append(claim(f"fig 2: the cell of {expected}", expected,
                             f"hidden {lines[0]['hidden']}, D {lines[0]['data']}: {count_dynamics(lines)}",
-                            lead > 0 if abs(lead) > 1 and len(known) > len(lines) / 2 else None))
+                            lead > 0 if abs(lead) > 1 and len(agree) > len(lines) / 2 else None))
     history = went_through(*found["progression"], "progression", "stalled", "ungrokking")      # the latter two never start
-    starts = [first_step(*seed, FLOOR) for seed in zip(history["step"], history["val_acc_unmirrored"])]
+    starts = [first_step(steps, val_acc, FLOOR) for steps, val_acc in zip(history["step"], history["val_acc_unmirrored"])]
     reached, never = sorted(step for step in starts if step is not None), starts.count(None)
-    latest = settings.steps if never else max(reached, default=0)
+    latest = settings.steps if never else max(reached, default=0)      # a lower bound where a seed never started
     varies = reached and latest >= 2 * max(1, reached[0])
-    together = len(reached) >= ENOUGH and not never and latest < 1.5 * max(1, reached[0])      # of few, by chance
+    together = len(reached) >= ENOUGH and not never and latest < 1.5 * max(1, reached[0])      # fewer seeds may by chance
     claims.append(claim(f"fig 5: when progression starts to generalize (validation {FLOOR}) varies twofold with the seed",
                         "varies", f"steps {reached[0]} to {'more than ' * bool(never)}{latest}" if reached else "not reached",
                         True if varies else False if together else None))
@@ -305,16 +305,16 @@ def val_acc_at(rows, curves, until, **cell):
 
 
 LEVELS = (FLOOR, 0.5, 0.9)      # a critical size is where the fit to the mean validation accuracy crosses a level
-TOLERANCE = 2 * 0.05**2         # curves that miss the accuracies by another 0.05 in all are nearly as good
+TOLERANCE = 2 * 0.05**2         # 2 sigma^2: each mean accuracy is taken to lie within about sigma = 0.05 of the true curve
 
 
 def critical_sizes(data, accuracy, seed=0):
     """D_crit (figure 3) at each of LEVELS, for mean validation accuracies (1 + draws, sizes of D): (levels, 1 + draws).
 
-    Where a logistic curve in D crosses the level, by least squares over a grid of curves; NaN where an accuracy is. Where
-    accuracy jumps between two neighbours, many curves fit as well. So the estimate, the first, is a mean over the curves with
-    weight exp(-squared error / TOLERANCE), and each draw takes one of them with that probability. Curves may cross up to half
-    the range outside of data: then the result is no more than a bound.
+    Where a logistic curve in D crosses the level; NaN where an accuracy is. Where accuracy jumps between two neighbours, many
+    curves fit equally well. So each of a grid of curves has the weight exp(-squared error / TOLERANCE), its likelihood: the
+    estimate, the first, is the mean of where they cross, with these weights, and each draw takes one curve with its weight as
+    the probability. A result outside of data is no more than a bound: the grid ends with centres half the range outside.
     """
     span, spacing, levels = data[-1] - data[0], np.diff(data).min(), np.array(LEVELS)
     centres, widths = np.linspace(data[0] - span / 2, data[-1] + span / 2, 241), spacing * np.geomspace(0.02, 8, 10)
@@ -322,10 +322,10 @@ def critical_sizes(data, accuracy, seed=0):
     fits = 0.5 + 0.5 * np.tanh((data - centre[:, None]) / width[:, None] / 2)                 # (curves, sizes of D)
     crossed = centre + width * np.log(levels / (1 - levels))[:, None]                         # (levels, curves)
     error = (fits**2).sum(1) - 2 * accuracy @ fits.T                                          # squared, less a constant
-    weight = np.exp((error.min(-1, keepdims=True) - error) / TOLERANCE).cumsum(-1)            # (1 + draws, curves)
-    weight /= weight[:, -1:]
-    drawn = (weight < np.random.default_rng(seed).random((len(weight), 1))).sum(-1)
-    sizes = np.concatenate([crossed @ np.diff(weight[0], prepend=0)[:, None], crossed[:, drawn[1:]]], -1)
+    cumulated = np.exp((error.min(-1, keepdims=True) - error) / TOLERANCE).cumsum(-1)         # weights, (1 + draws, curves)
+    cumulated /= cumulated[:, -1:]
+    drawn = (cumulated < np.random.default_rng(seed).random((len(cumulated), 1))).sum(-1)     # a curve for each draw
+    sizes = np.concatenate([crossed @ np.diff(cumulated[0], prepend=0)[:, None], crossed[:, drawn[1:]]], -1)
     return np.where(np.isnan(accuracy).any(-1), np.nan, sizes)
 
 
@@ -346,10 +346,11 @@ def capacity_bits(p, loss):
 
 
 def mirrored_once(capacity, p):
-    """The training-set size of ordered pairs that holds as many different facts as capacity of all p*p pairs.
+    """The D at which a training set holds as many different facts as capacity, which counts both (a, b) and (b, a).
 
-    Random labels are the same for (a, b) and (b, a), so accuracy x on all pairs is x p^2 / 2 facts; D ordered pairs,
-    a share f = D / p^2, hold (f - f^2 / 2) p^2 of them.
+    A fact is the label of an unordered pair: about p^2 / 2 in all, and x p^2 / 2 at accuracy x = capacity / p^2 on random labels.
+    A training set of a share f = D / p^2 of the ordered pairs misses a fact if it lacks both orders, in (1 - f)^2 of cases.
+    So it holds (1 - (1 - f)^2) p^2 / 2 facts: as many for f = 1 - sqrt(1 - x).
     """
     return p**2 * (1 - np.sqrt(1 - np.clip(capacity / p**2, 0, 1)))
 
@@ -435,14 +436,14 @@ def within(draws, tried):
     return (draws[0] >= tried[0]) & (draws[0] <= tried[-1])
 
 
-def zone(data, low, high, capacity):
-    """The dynamic that the two curves predict for D, with the critical size as the range from low to high (paper section 3).
+def zone(data, rises, risen, capacity):
+    """The dynamic that the two curves predict for D (paper section 3); None where one of them is not known.
 
-    None where one of them is not known.
+    rises and risen: the critical sizes at which accuracy is FLOOR and 0.9, between which it is semi-grokking.
     """
-    if np.isnan(low + high + capacity):
+    if np.isnan(rises + risen + capacity):
         return None
-    return "progression" if data > capacity else "ungrokking" if data < low else "semi-grokking" if data < high else "grokking"
+    return "progression" if data > capacity else "ungrokking" if data < rises else "semi-grokking" if data < risen else "grokking"
 
 
 # the zones, held against runs that did not make them
@@ -470,11 +471,12 @@ def predictions(p, rows, now, chosen):
         """The most frequent dynamic of the chosen seeds (mine) or of the others, at a hidden size and these D."""
         return observed([line for d in sizes for line in runs[h, d] if chosen[line["seed"]] == mine])
     for i, h in enumerate(now.hidden if chosen.any() else ()):
-        low, middle, high = critical_sizes(now.data, resampled_means(now.values[i][:, chosen], draws=0))[:, 0]
+        rises, middle, risen = critical_sizes(now.data, resampled_means(now.values[i][:, chosen], draws=0))[:, 0]      # at LEVELS
         by_size = most(h, now.data, True)
         for d in now.data:
             found[h, d] = most(h, [d], False), {
-                "zones": zone(d, low, high, now.capacity[0, i]), "mirrored pairs counted once": zone(d, low, high, once[i]),
+                "zones": zone(d, rises, risen, now.capacity[0, i]),
+                "mirrored pairs counted once": zone(d, rises, risen, once[i]),
                 "without a zone of semi-grokking": zone(d, middle, middle, now.capacity[0, i]),
                 "hidden size": by_size, "the same cell": most(h, [d], True)}
     return found
@@ -488,22 +490,22 @@ def both_ways(settings, rows, now):
 
 
 def confusion(settings, rows, now):
-    """In how many cells the even seeds, or the odd, tell a zone and the others go through a dynamic: {(zone, dynamic): cells}."""
+    """{(zone predicted from the even seeds, dynamic observed in the odd): number of cells}, plus the same with odd and even."""
     return Counter((told["zones"], seen) for seen, told in both_ways(settings, rows, now).values() if seen and told["zones"])
 
 
-def share_right(found, name, among):
-    """The share of the cells in which name tells what was observed, of those in which it and among tell anything; NaN of none."""
-    return np.mean([told[name] == seen for seen, told in found.values() if seen and told[name] and told[among]] or np.nan)
+def share_right(found, name, other):
+    """Share of cells in which the predictor name is right, among those where it and the predictor other both predict; or NaN."""
+    return np.mean([told[name] == seen for seen, told in found.values() if seen and told[name] and told[other]] or np.nan)
 
 
 # places as text
 
 
 def ends(seeds):
-    """The percentiles of the draws of a place that bound its 95% interval; of few seeds the range, as the bootstrap is too narrow.
+    """The percentiles of the draws of a place that bound its 95% interval; of few seeds, whose draws vary too little, the range.
 
-    Not those of tail, which are for means.
+    Those of tail are for means.
     """
     return [2.5, 97.5] if seeds >= ENOUGH else [0, 100]
 
@@ -826,8 +828,9 @@ def judge_crossing(settings, now):
 def judge_zones(settings, rows, now):
     """The claim of figure 1 that the zones hold what the paper says: those of half of the seeds against the runs of the rest.
 
-    Shares right are means over random halves, and their interval is what varies from one half to the next: about as much as
-    from one set of seeds to another (but for what all these seeds happen to share). Few seeds are divided in even and odd.
+    Shares of cells predicted right are means over 200 random halves, with the interval that holds 95% of these: halves differ
+    about as much as new sets of seeds would, but for what all these seeds happen to have in common. Fewer than ENOUGH seeds are
+    divided in even and odd instead.
     """
     claims, enough = [], settings.seeds >= ENOUGH
     halves = np.random.default_rng(0).permuted(np.tile(np.arange(settings.seeds) % 2 == 0, (200, 1)), axis=1)
@@ -888,7 +891,8 @@ def judge_cost(rows):
     least, most, found = exponent("ungrokking")
     claims = [claim("cost of memorizing more examples: exponent k in norm ~ D^k", "rises", found, beyond(0, least, most, True))]
     low, high, found = exponent("grokking")
-    stays, moves = max(-low, high) < least / 2, max(low, -high) > max(0, most) / 2      # surely within half of that of memorizing
+    largest, smallest = max(-low, high), max(low, -high)      # |k| in its interval (smallest below 0: it holds 0)
+    stays, moves = largest < least / 2, smallest > max(0, most) / 2      # against half of the k of memorizing, all its interval
     claims.append(claim("cost of generalizing more examples: exponent k in norm ~ D^k, runs that grokked by half of the steps",
                         "stays", found, True if stays else False if moves else None))
     less = []
