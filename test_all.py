@@ -1480,7 +1480,6 @@ def test_the_place_of_a_dip_is_known_to_the_sizes_beside_it(place, sizes, holds)
 
 def test_a_place_that_the_seeds_disagree_on_is_open():
     sizes, low = (8, 20, 24, 28, 40, 48, 100), {24: (0, 0, 0, 0.3, 0.3, 0.3), 48: (0.3, 0.3, 0.3, 0, 0, 0.01)}
-    settings = replace(double_descent.PRESETS["paper"], seeds=6, hidden=sizes, data=(2600, 3000))
     rows = [{"task": task, "data": data, "hidden": h, "val_acc_unmirrored": low[h][seed] if h in low else 0.8}
             for task, data in double_descent.PAPER_PLACES for h in sizes for seed in range(6)]
     claims = double_descent.judge_places(rows, dict.fromkeys(double_descent.PAPER_PLACES, ("dip", "")))
