@@ -777,9 +777,9 @@ def progress(begun, mine, seconds):
 
 
 def rank_and_world():
-    """Which of torchrun's processes this is, and how many there are."""
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    return int(os.environ["RANK"]) if world > 1 else 0, world
+    """Which of torchrun's processes this is, and how many there are; one of both numbers alone is of something else."""
+    both = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE")]
+    return tuple(map(int, both)) if all(both) else (0, 1)
 
 
 def sweep(runs, options):

@@ -1626,8 +1626,9 @@ def test_plot_only_without_a_whole_summary(copied, content):
     assert path.exists() == (content is not None) and (content is None or path.read_text() == content)
 
 
-def test_a_rank_without_others_is_that_of_no_torchrun(copied, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
+@pytest.mark.parametrize("alone", ["RANK", "WORLD_SIZE"])
+def test_a_rank_or_a_number_of_ranks_alone_is_not_of_torchrun(copied, alone, monkeypatch):
+    monkeypatch.setenv(alone, "2")
     assert here(*TINY, "--seeds", 2, "--out", copied, "--plot-only").returncode == 0
 
 
