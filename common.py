@@ -413,41 +413,32 @@ def mean_over(values, mask):
 
 
 def circuits(logits, dataset):
-    """The generalizing circuit, measured in logits (R, p*p, p) of all pairs: a dict of (R,) tensors.
+    """The generalizing circuit of addition, measured in logits (R, p*p, p) of all pairs: a dict of (R,) tensors.
 
-    The logits of a pure generalizing circuit for addition depend on delta = c - (a + b) mod p alone. So its part of the centred
-    logits is estimated as their mean at each delta over the unseen pairs: those of validation whose mirror (b, a) was not
-    trained on either. For (a + b)^2 it depends on a + b and c: p means for each sum. What is left of the logits is the rest.
+    The logits of a pure generalizing circuit depend on delta = c - (a + b) mod p alone. So its part of the centred logits is
+    estimated as their mean at each delta over the unseen pairs: those of validation whose mirror (b, a) was not trained on
+    either. What is left of the logits is the rest.
     circuit_share: share of the logit variance on the unseen pairs that the part explains, an adjusted R^2: about 0, or just
-    below, where there is no circuit. circuit_margin: the part's right logit less its largest wrong one, mean over groups (one
-    for addition, else one for each sum). Memorization alone makes that of addition negative: at an unseen (a, b) it favours
-    the answers of training examples with the same a or the same b, and none of those is a + b.
+    below, where there is no circuit. circuit_margin: the part's right logit less its largest wrong one. Memorization alone
+    makes it negative: at an unseen (a, b) it favours the answers of training examples with the same a or the same b, and none
+    of those is a + b.
     circuit_spread: standard deviation of the rest on the unseen pairs. memory_acc: training accuracy of the rest, what is
     known without the circuit. A right logit of the part that is negative is not subtracted: that would help the rest.
     """
-    p, number = dataset.run.p, torch.arange(dataset.run.p, device=logits.device)
-    x, right = logits - logits.mean(-1, keepdim=True), dataset.answers[..., None]             # (R, p*p, p), (R, p*p, 1)
-    if dataset.run.task == "addition":     # one group of all pairs; classes are delta instead of c, and the right one is 0
-        x, right = x.gather(-1, (right + number) % p), torch.zeros_like(right)
-        pair = torch.arange(p * p, device=logits.device)[None]                                # (groups, n), pairs as a*p + b
-    else:                               # a group for each sum a + b
-        pair = number * p + (number[:, None] - number) % p
-    x, right = x[:, pair], right[:, pair]                                                     # (R, groups, n, p or 1)
-    unseen = dataset.unmirrored[:, pair, None].float()                                        # (R, groups, n, 1)
-    in_group, in_all = unseen.sum(2, keepdim=True), unseen.sum((1, 2, 3))                     # how many pairs are unseen
-    part = unseen.mT @ x / in_group.clamp(min=1)                                              # (R, groups, 1, p)
-    used = in_group.flatten(1) > 0                                                            # (R, groups)
-    total = (x.square().sum(-1, keepdim=True) * unseen).sum((1, 2, 3))
-    freedom = (in_all - used.sum(1)).where(in_all > used.sum(1), math.nan)                    # a mean was taken in each group
-    rest = (total - (part.square() * in_group).sum((1, 2, 3))) * in_all / freedom             # unbiased
-    at = right[:, :, :1]                # the right class, the same for all pairs of a group
-    lead = part.gather(-1, at)
-    margin = lead - part.scatter(-1, at, -math.inf).amax(-1, keepdim=True)
-    part = part.scatter(-1, at, lead.clamp(min=0))
-    memory = ((x - part).argmax(-1, keepdim=True) == right).float().where(total.isfinite()[:, None, None, None], math.nan)
-    return {"circuit_share": 1 - rest / total, "circuit_margin": mean_over(margin.flatten(1), used),
-            "circuit_spread": (rest.clamp(min=0) / in_all / p).sqrt(),
-            "memory_acc": mean_over(memory.flatten(1), dataset.train[:, pair].flatten(1))}
+    delta = torch.arange(dataset.run.p, device=logits.device)
+    x = logits - logits.mean(-1, keepdim=True)
+    x = x.gather(-1, (dataset.answers[..., None] + delta) % len(delta))                       # (R, p*p, p): delta 0 is right
+    unseen = dataset.unmirrored[..., None].float()                                            # (R, p*p, 1)
+    count = unseen.sum((1, 2))                                                                # (R,)
+    part = unseen.mT @ x / count[:, None, None]                                               # (R, 1, p)
+    total = (x.square().sum(-1, keepdim=True) * unseen).sum((1, 2))
+    freedom = (count - 1).where(count > 1, math.nan)                                          # a mean was taken
+    rest = (total - part.square().sum((1, 2)) * count) * count / freedom                      # unbiased
+    margin = part[..., 0] - part[..., 1:].amax(-1)                                            # (R, 1)
+    part = torch.cat([part[..., :1].clamp(min=0), part[..., 1:]], -1)
+    memory = ((x - part).argmax(-1) == 0).float().where(total.isfinite()[:, None], math.nan)  # (R, p*p)
+    return {"circuit_share": 1 - rest / total, "circuit_margin": margin.flatten(),
+            "circuit_spread": (rest.clamp(min=0) / count / len(delta)).sqrt(), "memory_acc": mean_over(memory, dataset.train)}
 
 
 def fourier_concentration(embed, p):
@@ -472,8 +463,9 @@ def evaluate(model, dataset):
     if dataset.run.memorize:
         guess, label = model(dataset.inputs).argmax(-1)[:, dataset.run.data:], dataset.labels[:, dataset.run.data:]
         measures["memorize_acc"] = (guess == label).float().mean(1).where(loss.isfinite().all(1), math.nan)
-    if dataset.run.task != "random":
+    if dataset.run.task == "addition":
         measures |= circuits(logits, dataset)
+    if dataset.run.task != "random":
         measures["fourier_top5"] = fourier_concentration(model.embed, dataset.run.p)
     return measures
 
