@@ -128,7 +128,7 @@ def draw(settings, rows, curves):
 
 
 # what the paper reports at p = 113, by (task, D); from which hidden size to which; and the hidden sizes at which it reports zero
-PAPER_DIPS = {("addition", 2600): "dip", ("addition", 3000): "dip (shallow)",
+PAPER_DIPS = {("addition", 2600): "dip", ("addition", 3000): "dip (shallow: not judged)",
               ("addition", 4000): "no dip", ("addition", 5000): "no dip", ("squared_addition", 3000): "dip"}
 PAPER_PLACES = {("addition", 2600): (24, 40), ("addition", 3000): (28, 36), ("squared_addition", 3000): (24, 24)}
 PAPER_ZEROS = {("addition", 2600): (24, 28, 32, 36, 40), ("squared_addition", 3000): (24,)}

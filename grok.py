@@ -177,6 +177,12 @@ def bump(steps, train_acc, val_acc):
     return (after - before) / train_acc.max()
 
 
+def memorized_first(train_acc, val_acc):
+    """How far training accuracy is ahead of validation accuracy before that reaches FLOOR, at most; None if it begins there."""
+    before = np.cumsum(val_acc >= FLOOR) == 0
+    return float((train_acc - val_acc)[before].max()) if before.any() else None
+
+
 def verdict(text, paper, values, bound, above, style):
     """A claim that the mean over seeds of values lies above a bound, or below it; open while its interval holds the bound."""
     mean, low, high = interval(values)
@@ -209,6 +215,9 @@ def judge(settings, rows, curves):
                         "varies", f"steps {reached[0]} to {'more than ' * bool(never)}{latest}" if reached else "not reached",
                         True if varies else False if together else None))
     history = went_through(*found["progression"], "progression")
+    first = [memorized_first(*seed) for seed in zip(history["train_acc"], history["val_acc_unmirrored"])]
+    claims.append(verdict("progression memorizes a part first: lead of training accuracy over validation accuracy, "
+                          f"before that reaches {FLOOR}", f"a part (above {FLOOR})", first, FLOOR, True, "{:.2f}"))
     bumps = [bump(*seed) for seed in zip(history["step"], history["train_acc"], history["val_acc_unmirrored"])]
     claims.append(verdict("fig 5: training accuracy rises where validation starts to: share of its best gained "
                           f"from half to twice the step of validation {FLOOR}", "a bump (half)", bumps, 0.5, True, "{:.0%}"))
@@ -731,7 +740,16 @@ def draw_phase(settings, rows, curves):
 # the claims of phase
 
 
-def judge_critical(settings, before, now):
+CONVERGED = 0.02      # the largest change over the second half of the steps
+
+
+def critical_change(settings, earlier, now):
+    """Change of the critical size of each hidden size over the second half of the steps, and its interval: (3, sizes)."""
+    change = now.critical[0.5] / earlier.critical[0.5] - 1                                     # (1 + draws, sizes)
+    return np.stack([change[0], *np.percentile(change[1:], ends(settings.seeds), axis=0)])
+
+
+def judge_critical(settings, earlier, now):
     """Claims on the critical size (figure 3)."""
     claims, bounds = [], ends(settings.seeds)
     for h, middle, near in zip(now.hidden, now.critical[0.5].T, now.critical[0.9].T):
@@ -745,12 +763,11 @@ def judge_critical(settings, before, now):
     found = f"by {bound}{with_interval(fall[0], low, high, '{:.0f}')} from d = {now.hidden[first]} to {now.hidden[-1]}"
     claims.append(claim("fig 3: the critical size falls with size, where the model can memorize so much", "falls",
                         found if now.able.any() else "no size can", beyond(0, low, high, True) if now.able.any() else None))
-    both = sure & within(before.critical[0.5], now.data)
-    moved = (now.critical[0.5] / before.critical[0.5] - 1)[:, both]                           # (1 + draws, sizes)
-    low, high = np.percentile(moved[1:], bounds, axis=0)
-    still, moving = (low > -0.02) & (high < 0.02), (low > 0.02) | (high < -0.02)
-    changes = [f"{with_interval(*change, '{:+.0%}')} (d = {h})" for h, *change in zip(now.hidden[both], moved[0], low, high)]
-    claims.append(claim("critical size: change over the second half of the steps", "(converged: 2%)",
+    both = sure & within(earlier.critical[0.5], now.data)
+    change, low, high = critical_change(settings, earlier, now)[:, both]
+    still, moving = (low > -CONVERGED) & (high < CONVERGED), (low > CONVERGED) | (high < -CONVERGED)
+    changes = [f"{with_interval(*each, '{:+.0%}')} (d = {h})" for h, *each in zip(now.hidden[both], change, low, high)]
+    claims.append(claim("critical size: change over the second half of the steps", f"(converged: {CONVERGED:.0%})",
                         ", ".join(changes) or "none in range",
                         False if moving.any() else True if both.any() and still.all() else None))
     return claims
@@ -792,18 +809,18 @@ def judge_paper_numbers(settings, rows, now):
     return claims
 
 
-def judge_capacity(settings, rows, curves, before, now):
+def judge_capacity(settings, rows, curves, earlier, now):
     """Claims on the memorization capacity (figure 4), where it is below all pairs."""
     partly = now.capacity[0] < 0.99 * settings.p**2
-    rise, grown = np.diff(now.capacity)[1:, partly[:-1]], now.capacity[0] / before.capacity[0].clip(1) - 1
+    rise, grown = np.diff(now.capacity)[1:, partly[:-1]], now.capacity[0] / earlier.capacity[0].clip(1) - 1
     low, high = np.percentile(rise, ends(side_seeds(settings)), axis=0)      # from each size to the next
     at = np.nanargmax(abs(grown)) if np.isfinite(grown).any() else 0
     claims = [claim("fig 4: memorization capacity rises with size", "rises",
                     ", ".join(f"{with_interval(each, style='{:.0f}')} (d = {h})" for h, each in zip(now.hidden, now.capacity[0])),
                     False if (high <= 0).any() else True if len(low) and (low > 0).all() else None),
-              claim("capacity: change over the second half of the steps", "(converged: 2%)",
+              claim("capacity: change over the second half of the steps", f"(converged: {CONVERGED:.0%})",
                     f"{with_interval(grown[at], style='{:+.1%}')} at most (d = {now.hidden[at]})",
-                    None if np.isnan(grown).any() else (abs(grown) < 0.02).all())]
+                    None if np.isnan(grown).any() else (abs(grown) < CONVERGED).all())]
     for h in now.hidden[partly]:
         params = parameters(settings.run("random", h, 1, 0))
         bits, limit = capacity_bits(settings.p, most_known(rows, curves, h)[1]), capacity_bits(settings.p, 0)
@@ -904,11 +921,16 @@ def judge_cost(rows):
                              less, 0, False, "{:+.0%}")]
 
 
-def judge_forgetting(settings, rows, curves, now):
-    """Claims of Varma et al. 2023: a grokked run forgets on fewer examples than the critical size, and not on more."""
+def judge_forgetting(settings, rows, curves, earlier, now):
+    """Claims of Varma et al. 2023: a grokked run forgets on fewer examples than the critical size, and not on more.
+
+    earlier: as Measured, half-way. A critical size that may still fall by the last step is a bound: a run that keeps on fewer
+    examples does not speak against the claim.
+    """
     claims, at = [], np.flatnonzero(now.hidden == settings.forget_hidden)
     critical = now.critical[0.5][:, at[0]] if len(at) else np.full(2, np.nan)
     least, most = np.percentile(critical[1:], ends(settings.seeds))
+    converged = len(at) and critical_change(settings, earlier, now)[1, at[0]] > -CONVERGED
     for less in less_data(settings):
         before, after = (val_acc_at(rows, curves, until, experiment="forgetting", data=less) for until in (0.5, 1))
         mean, low, high = interval(after)
@@ -920,6 +942,8 @@ def judge_forgetting(settings, rows, curves, now):
         elif most <= now.data[-1] and less > most:
             expected = "keeps"
         holds = beyond(0.5, low, high, expected == "keeps") if expected and before.mean() >= 0.9 else None
+        if expected == "forgets" and not holds and not converged:
+            holds = None
         claims.append(claim(f"grokked on D = {max(now.data)}, then D = {less} "
                             f"(critical size {bounded(critical, now.data, settings.seeds)})",
                             f"(Varma et al.: {expected})" if expected else "-", text, holds))
@@ -928,11 +952,11 @@ def judge_forgetting(settings, rows, curves, now):
 
 def judge_phase(settings, rows, curves):
     """The paper's claims on figures 1, 3 and 4, on what the circuits cost, and on forgetting."""
-    before, now = (measured(settings, rows, curves, until) for until in (0.5, 1.0))
-    return [*judge_critical(settings, before, now), *judge_paper_numbers(settings, rows, now),
-            *judge_capacity(settings, rows, curves, before, now), *judge_cost(rows), *judge_crossing(settings, now),
+    earlier, now = (measured(settings, rows, curves, until) for until in (0.5, 1.0))
+    return [*judge_critical(settings, earlier, now), *judge_paper_numbers(settings, rows, now),
+            *judge_capacity(settings, rows, curves, earlier, now), *judge_cost(rows), *judge_crossing(settings, now),
             *judge_zones(settings, rows, now), *judge_double_descent(settings, rows, now),
-            *judge_forgetting(settings, rows, curves, now)]
+            *judge_forgetting(settings, rows, curves, earlier, now)]
 
 
 def main():

@@ -111,6 +111,20 @@ def test_split_is_disjoint_nested_and_the_seeds_own():
     assert all((common.train_pairs(run) == pairs[i].cpu()).all() for i, run in enumerate(runs_of(3)))
 
 
+def test_random_labels_are_of_all_p_values_alike():
+    run = Run("random", 23, 4, 529, 0, 1, 1e-3, 0, memorize=500)
+    for labels in (common.answers(run), common.training_set(run)[1][529:]):
+        counts = torch.bincount(labels)
+        assert len(counts) == 23 and counts.min() > 5 and counts.max() < 60      # about 22 of each
+
+
+def test_no_validation_pair_of_a_run_that_goes_on_with_less_is_the_mirror_of_one_ever_trained_on():
+    run, = runs_of(1, data=40, first_data=70)
+    ever = {divmod(pair, 11) for pair in common.train_pairs(replace(run, data=70)).tolist()}
+    unseen = [not {(a, b), (b, a)} & ever for a in range(11) for b in range(11)]
+    assert Dataset([run], "cpu").unmirrored[0].tolist() == unseen
+
+
 # model
 
 
@@ -245,6 +259,14 @@ def test_no_gradient_of_a_task_reaches_the_other_half_of_a_split_layer():
     assert gradient[..., 16:].abs().sum() > 0 and (gradient[..., :16] == 0).all()
 
 
+def test_every_seed_has_its_own_weights_and_random_labels():
+    model = Transformer(runs_of(3))
+    drawn = [w for w in model.parameters() if w.any()]      # biases begin at 0
+    assert len(drawn) == 9 and all((w[i] != w[i - 1]).any() for w in drawn for i in range(3))
+    tables = [common.answers(run) for run in runs_of(3, task="random")]
+    assert all((tables[i] != tables[i - 1]).any() for i in range(3))
+
+
 # training
 
 
@@ -345,7 +367,8 @@ def test_bfloat16_only_when_asked_and_close_and_not_in_the_loss(monkeypatch):
     assert 0 < (losses["float32"] - losses["bfloat16"]).abs().max() < 0.3
 
 
-def test_a_run_goes_on_with_less_data_and_its_validation_pairs_were_never_trained_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize("stopped", [10, 30])      # before and after the change
+def test_a_run_goes_on_with_less_data_and_its_validation_pairs_were_never_trained_on(stopped, tmp_path, monkeypatch):
     runs = runs_of(2, data=40, first_data=70, steps=40)
     data = Dataset(runs, "cpu")
     assert (data.train.sum(1) == 40).all() and not (data.val & common.trained(replace(runs[0], data=70))[None]).any(1)[0]
@@ -356,14 +379,24 @@ def test_a_run_goes_on_with_less_data_and_its_validation_pairs_were_never_traine
     monkeypatch.setattr(common, "CHECKPOINT_SECONDS", 0)
 
     def stop(runs, step, *accuracies):
-        if step == 30:
+        if step == stopped:
             raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
         common.train(runs, "cpu", checkpoint=tmp_path / "state.pt", tick=stop)
     steps = []
     resumed = common.train(runs, "cpu", checkpoint=tmp_path / "state.pt", tick=lambda runs, step, *accuracies: steps.append(step))
-    assert steps[0] > 20      # it went on, and did not begin again
+    assert steps[0] >= stopped      # it went on, and did not begin again
     assert all(torch.equal(resumed[name].nan_to_num(), whole[name].nan_to_num()) for name in whole)
+
+
+def test_a_graph_is_captured_at_the_full_learning_rate(monkeypatch):
+    """A CUDA graph repeats the rate that it was captured with."""
+    rates, gpu = [], type("GPU", (str,), {"startswith": lambda self, start: True})("cpu")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(common, "capture", mock.Mock(
+        works=True, side_effect=lambda step, optimizer: rates.append(optimizer.param_groups[0]["lr"]) or step))
+    common.train(runs_of(1, steps=40, first_data=60), gpu)
+    assert rates == [1e-2, 1e-2]      # once for each half
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -549,6 +582,14 @@ def test_dynamic_rule(train, val, name):
     assert common.dynamic(curve(train, val)) == name
 
 
+@pytest.mark.parametrize("val, found", [((0, 0, 0, 0.05, 0.985, 0.992), (3, 5, "grokking")),
+                                        ((0, 0, 0, 0.05, 0.985, 0.985), (3, None, "semi-grokking"))])
+def test_the_levels_of_the_rule_are_99_percent(val, found):
+    history = {**curve([0, 0.5, 0.985, 0.992, 1, 1], val), "val_acc": np.ones(6)}
+    line = common.row(runs_of(1)[0], history)
+    assert (line["memorized_at"], line["generalized_at"], line["dynamic"]) == found
+
+
 def test_a_point_has_the_colour_of_a_majority_or_none():
     lines = [{"dynamic": kind} for kind in ("grokking", "ungrokking", "grokking")]
     assert common.majority(lines) == "grokking" and common.majority(lines[:2]) is None
@@ -649,6 +690,34 @@ def test_the_bump_where_generalization_starts():
         assert grok.bump(steps, np.ones(5), never) is None
 
 
+def test_norm_change_is_from_a_tenth_to_nine_tenths():
+    val_acc, norm = np.array([0, 0.09, 0.12, 0.6, 0.95, 1]), np.array([10.0, 9, 7, 5, 4, 3])
+    assert grok.norm_change(59, val_acc, norm) == pytest.approx(4 / 9 - 1)
+
+
+def judged_progression(train, val):
+    """{what the paper says: verdict} where every run goes through progression, with these curves."""
+    curves = {"step": (0, 5, 10, 20), "train_acc": train, "val_acc_unmirrored": val,
+              **dict.fromkeys(("norm", "circuit_share", "memory_acc"), (1,) * 4)}
+    curves = {name: np.tile(np.array(values, float), (12, 1)) for name, values in curves.items()}
+    settings = replace(grok.PRESETS["quick"], hidden=(4, 8, 12, 16), data=(40,) * 4)
+    rows = [{"hidden": h, "data": 40, "dynamic": "progression"} for h in settings.hidden for _ in range(3)]
+    return {c["paper"]: c["holds"] for c in grok.judge(settings, rows, curves)}
+
+
+@pytest.mark.parametrize("train, holds", [((0, 0.1, 0.6, 1), True), ((0, 0.9, 0.95, 1), False)])
+def test_the_bump_of_figure_5_can_come_out_either_way(train, holds):
+    assert judged_progression(train, (0, 0, 0.2, 0.5))["a bump (half)"] is holds
+
+
+@pytest.mark.parametrize("train, val, lead, holds", [
+    ((0, 0.3, 0.5, 1), (0, 0.05, 0.5, 1), 0.25, True), ((0, 0.1, 0.5, 1), (0, 0.06, 0.5, 0.6), 0.04, False),
+    ((0.1, 0.9, 1, 1), (0.2, 0.05, 1, 1), None, None)])      # it begins there
+def test_what_progression_memorizes_before_it_generalizes(train, val, lead, holds):
+    assert grok.memorized_first(np.array(train), np.array(val)) == (lead and pytest.approx(lead))
+    assert judged_progression(train, val)["a part (above 0.1)"] is holds
+
+
 def grokked(circuit_at, dropped_at, jump_at=60, steps=100):
     """A history of three runs: the circuit's share, training accuracy without it and validation accuracy jump at these steps."""
     step = np.arange(1, steps + 1)
@@ -663,6 +732,15 @@ def test_when_the_circuit_grows_and_memorization_is_dropped(circuit_at, dropped_
     grown, dropped = grok.judge_circuits(grokked(circuit_at, dropped_at))
     assert grown["holds"] is holds and grown["measured"].startswith(f"{circuit_at / 60:.0%}")
     assert dropped["holds"] is None and dropped["measured"].startswith(f"{min(dropped_at, 100) / 60:.0%}")
+
+
+def test_circuits_are_timed_at_halves():
+    """A share that rises evenly to 0.8 at step 80, and accuracies that rise and fall evenly up to step 100."""
+    step = np.arange(1, 101)
+    history = {"step": step, "circuit_share": (step / 100).clip(max=0.8), "val_acc_unmirrored": step / 100,
+               "memory_acc": 1 - step / 100}
+    grown, dropped = grok.judge_circuits({name: np.tile(each, (3, 1)) for name, each in history.items()})
+    assert grown["measured"].startswith("80% ") and grown["holds"] is True and dropped["measured"].startswith("100% ")
 
 
 # statistics over seeds
@@ -1052,16 +1130,87 @@ def test_generalizing_more_costs_the_same_within_half_of_memorizing_more(monkeyp
     assert {c["paper"]: c["holds"] for c in grok.judge_cost([])}["stays"] is holds
 
 
+@pytest.mark.parametrize("grows, holds", [(1.01, True), (1.04, False)])
+def test_a_capacity_has_converged_if_it_changes_by_less_than_2_percent(grows, holds):
+    settings, rows, curves = made_up_plane(True, seeds=4)
+    curves["train_acc"][[line["experiment"] == "capacity" for line in rows], 1] /= grows
+    claims = {c["claim"]: c["holds"] for c in grok.judge_phase(settings, rows, curves)}
+    assert claims["capacity: change over the second half of the steps"] is holds
+
+
+@pytest.mark.parametrize("right, holds", [(10, False), (13, True)])      # of 16 cells
+def test_zones_must_be_right_in_three_of_four_cells(right, holds, monkeypatch):
+    settings, rows, curves = made_up_plane(True, seeds=8)
+    now = grok.measured(settings, rows, curves)
+    names = ("zones", "mirrored pairs counted once", "without a zone of semi-grokking")
+    found = {(i, 0): ("grokking", {**dict.fromkeys(names, "grokking" if i < right else "ungrokking"), "the same cell": "grokking",
+                                   "hidden size": "grokking" if i < 5 else "ungrokking"}) for i in range(16)}
+    monkeypatch.setattr(grok, "predictions", lambda *_: found)
+    assert grok.judge_zones(settings, rows, now)[0]["holds"] is holds
+
+
+def test_what_knows_no_curves_is_told_from_the_chosen_seeds_too():
+    settings, rows, curves = made_up_plane(True, seeds=8)
+    now, chosen = grok.measured(settings, rows, curves), np.arange(8) % 2 == 0
+    for line in grok.plane(rows):
+        line["dynamic"] = "grokking" if chosen[line["seed"]] else "ungrokking"
+    for seen, told in grok.predictions(settings.p, rows, now, chosen).values():
+        assert (seen, told["hidden size"], told["the same cell"]) == ("ungrokking", "grokking", "grokking")
+
+
+def test_the_place_of_the_crossing_that_is_told():
+    settings, rows, curves = made_up_plane(True, seeds=6)
+    now = grok.measured(settings, rows, curves)
+    now.critical[0.5][:], now.capacity[:] = (550, 550, 450, 350), (150, 440, 900, 961)
+    size, where = 8 * 2**(110 / 560), 550 - 100 * 110 / 560      # the gap falls from 110 to -450
+    params = (32 + 3 + 31 + 5) * size + 12 * size**2
+    text = ", ".join(f"{name}{x:.0f} [{x:.0f}, {x:.0f}]{unit}" for name, x, unit in
+                     (("d = ", size, ""), ("", params, " parameters"), ("D = ", where, ";")))
+    assert grok.judge_crossing(settings, now)[0]["measured"].startswith(text)
+
+
+def test_small_models_that_learn_nothing_do_not_count_as_d_32_to_64():
+    settings, rows, curves = made_up_plane(True)
+    rows = [{**line, "memorized_at": 5 if line["hidden"] == 32 else None} for line in rows]
+    claims = grok.judge_paper_numbers(replace(settings, p=113), rows, grok.measured(settings, rows, curves))
+    assert [c["holds"] for c in claims if "learn their training set" in c["claim"]] == [True]
+
+
+def test_sizes_that_memorize_all_pairs_do_not_speak_against_a_rising_capacity():
+    settings, rows, curves = made_up_plane(True)
+    curves["train_acc"][[line["experiment"] == "capacity" and line["hidden"] >= 16 for line in rows], 1:] = 1
+    assert {c["claim"]: c["holds"] for c in grok.judge_phase(settings, rows, curves)}[RISES] is True
+
+
 def test_where_the_critical_size_is_not_known_nothing_is_foretold():
     """Going on with 360 examples where the critical size may be 310 or 388; and no size that memorizes so much."""
     settings, rows, curves = made_up_plane(True)
     settings = replace(settings, forget_data=(360,))
     rows = [{**line, "data": 360} if line["experiment"] == "forgetting" else line for line in rows]
     now = grok.measured(settings, rows, curves)
-    near, = grok.judge_forgetting(settings, rows, curves, now)
+    near, = grok.judge_forgetting(settings, rows, curves, now, now)
     assert near["paper"] == "-" and near["holds"] is None
     now.capacity[:] = 10
     assert {c["claim"]: c["holds"] for c in grok.judge_critical(settings, now, now)}[FALLS] is None
+
+
+def test_a_run_that_never_grokked_forgets_nothing():
+    settings, rows, curves = made_up_plane(True, seeds=6)
+    now = grok.measured(settings, rows, curves)
+    assert [c["holds"] for c in grok.judge_forgetting(settings, rows, curves, now, now)] == [True, True]
+    curves["val_acc_unmirrored"][[line["experiment"] == "forgetting" for line in rows], 1] = 0.8
+    assert [c["holds"] for c in grok.judge_forgetting(settings, rows, curves, now, now)] == [None, None]
+
+
+def test_that_a_run_keeps_below_a_critical_size_that_still_falls_tells_nothing():
+    settings, rows, curves = made_up_plane(True)
+    now = grok.measured(settings, rows, curves)
+    earlier = replace(now, critical={level: 1.1 * sizes for level, sizes in now.critical.items()})
+    for after, converged, falling in ((0.0, True, True), (1.0, False, None)):
+        curves["val_acc_unmirrored"][[line["experiment"] == "forgetting" for line in rows], -1] = after
+        for before, holds in ((now, converged), (earlier, falling)):
+            fewer, _ = grok.judge_forgetting(settings, rows, curves, before, now)
+            assert fewer["paper"] == "(Varma et al.: forgets)" and fewer["holds"] is holds
 
 
 def test_phase_goes_on_with_less_data_only():
@@ -1154,7 +1303,8 @@ def made_up_ladder(mixed, split):
     ((0.3, 0.95, 0.95), (0.1, 0.1, 0.95), (False, True, False))])
 def test_emergence_can_come_out_either_way(mixed, split, verdicts):
     claims = {c["claim"]: c for c in emergence.judge(*made_up_ladder(mixed, split), {})}
-    names = ("fig 8: addition fails beside memorization", "fig 8: larger models generalize again (0.9)",
+    names = ("fig 8: addition fails beside memorization at a size that learns it alone",
+             "fig 8: larger models generalize again (0.9)",
              "fig 10: with a split layer, accuracy 0.9 is reached at a smaller size")
     assert tuple(claims[name]["holds"] for name in names) == verdicts
 
