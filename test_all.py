@@ -811,6 +811,8 @@ def test_dip_is_the_most_that_a_value_lies_below_the_best_on_both_sides():
     assert common.dip_interval(alike)[2] == 0 and common.dip_interval(alike)[4] == "undecided"
     alike[2] = 0
     assert common.dip_interval(alike)[4] == "dip" and common.dip_interval(alike[:, :5])[4] == "undecided"
+    assert common.dip_interval(np.tile([[0.3], [1.0], [0.7]], (1, 11)))[4] == "undecided"      # it may still come back
+    assert common.dip_interval(np.tile([[0.3], [0.8], [1.0]], (1, 11)))[4] == "no dip"
     alike[1, 0] = np.nan      # a run that diverged
     assert common.dip_interval(alike)[4] == "undecided"
 
@@ -1417,15 +1419,20 @@ def test_a_verdict_on_emergence_does_not_hang_on_one_seed():
     assert all(c["holds"] is None for c in emergence.judge(*one, {}))
 
 
-@pytest.mark.parametrize("accuracy, holds", [
-    ((0.0, 0.0, 0.0, 1.0, 1.0), True), ((0.0, 0.2, 0.5, 0.8, 1.0), False), ((0.0, 0.0, 0.0, 0.01, 0.01), None)])
-def test_the_metric_is_judged_only_where_accuracy_changes(accuracy, holds):
-    settings = replace(emergence.PRESETS["quick"], p=11, layers=(1,) * 5, hidden=(8, 16, 32, 64, 128), data=60,
-                       memorize=(20,))
+JUMP, SLOPE = (0.0, 0.0, 0.0, 1.0, 1.0), (0.0, 0.2, 0.5, 0.8, 1.0)
+
+
+@pytest.mark.parametrize("accuracy, loss, share, holds", [
+    (JUMP, SLOPE, SLOPE, True), (JUMP, JUMP, SLOPE, False), (JUMP, SLOPE, JUMP, False), (SLOPE, SLOPE, SLOPE, False),
+    ((0.0, 0.0, 0.0, 0.01, 0.01), SLOPE, SLOPE, None), (JUMP[1:], SLOPE[1:], SLOPE[1:], None)])
+def test_the_metric_is_judged_only_where_accuracy_changes(accuracy, loss, share, holds):
+    """And from five sizes on."""
+    settings = replace(emergence.PRESETS["quick"], p=11, layers=(1,) * len(accuracy), hidden=(8, 16, 32, 64, 128)[:len(accuracy)],
+                       data=60, memorize=(20,))
     best = {"dynamic": "grokking", "best_val_acc_memorized": 0.5, "best_val_acc_unmirrored": 0.5}
     rows = [{**common.asdict(run), **best, "params": common.parameters(run),
-             "val_acc": accuracy[settings.hidden.index(run.hidden)], "val_loss": -run.hidden,
-             "circuit_share": run.hidden} for run in emergence.grid(settings)]
+             **{name: values[settings.hidden.index(run.hidden)] for name, values in
+                (("val_acc", accuracy), ("val_loss", loss), ("circuit_share", share))}} for run in emergence.grid(settings)]
     metric, = emergence.judge_metric(settings, rows)
     assert metric["holds"] is holds
 
