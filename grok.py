@@ -593,20 +593,22 @@ def edges(values):
 
 
 def draw_diagram(settings, rows, now):
-    """Figure 1: a cell for each hidden size and D, its colours the dynamics of its seeds, with both measured curves on top."""
+    """Figure 1: a cell for each hidden size and D, a dot for each of its runs, with both measured curves on top."""
     figure = Figure(figsize=(10, 7), layout="constrained")
     axis, x, runs = figure.subplots(), np.log2(now.hidden), by_cell(plane(rows), "hidden", "data")
     left, bottom = edges(x), edges(now.data)
     for i, h in enumerate(now.hidden):
         for j, d in enumerate(now.data):
-            counts, start = Counter(line["dynamic"] for line in runs[h, d]), left[i]
-            for kind in COLORS:
-                width = (left[i + 1] - left[i]) * counts[kind] / len(runs[h, d])
-                axis.add_patch(Rectangle((start, bottom[j]), width, bottom[j + 1] - bottom[j], color=COLORS[kind],
-                                         alpha=0.85, lw=0))
-                start += width
-    axis.vlines(left, bottom[0], bottom[-1], color="white", lw=4)
-    axis.hlines(bottom, left[0], left[-1], color="white", lw=4)
+            colors, kind = [COLORS[line["dynamic"]] for line in runs[h, d]], majority(runs[h, d])
+            width, height, place = left[i + 1] - left[i], bottom[j + 1] - bottom[j], np.arange(len(colors))
+            axis.add_patch(Rectangle((left[i], bottom[j]), width, height, color=COLORS.get(kind, "white"), alpha=0.3, lw=0))
+            page = np.array([640 * width / (left[-1] - left[0]), 360 * height / (bottom[-1] - bottom[0])])      # points, about
+            columns = int(np.clip(np.round(np.sqrt(len(colors) * page[0] / page[1])), 1, len(colors)))
+            across, down = (place % columns + 0.5) / columns, (place // columns + 0.5) / -(-len(colors) // columns)
+            axis.scatter(left[i] + width * across, bottom[j + 1] - height * down, c=sorted(colors, key=[*COLORS.values()].index),
+                         s=min(60, page.prod() / len(colors) / 5), zorder=1.5)
+    axis.vlines(left, bottom[0], bottom[-1], color="white", lw=4, zorder=1.2)
+    axis.hlines(bottom, left[0], left[-1], color="white", lw=4, zorder=1.2)
     look = {"shade": 0, "color": "black", "lw": 3, "path_effects": [withStroke(linewidth=6, foreground="white")]}
     once = mirrored_once(now.capacity, settings.p)
     band(axis, x, now.critical[0.5], ends(settings.seeds), "-",
@@ -621,7 +623,7 @@ def draw_diagram(settings, rows, now):
         axis.plot(np.log2(each[0]), at[0], "o", ms=ms, mfc="white", mec="black", mew=2, zorder=5)
     for kind in COLORS:
         if any(line["dynamic"] == kind for line in plane(rows)):
-            axis.add_patch(Rectangle((0, 0), 0, 0, color=COLORS[kind], alpha=0.85, label=kind))
+            axis.scatter([], [], s=60, color=COLORS[kind], label=kind)
     figure.legend(loc="outside lower center", ncols=4, fontsize=11)
     axis.set(xlim=(left[0], left[-1]), ylim=(bottom[0], bottom[-1]), yticks=now.data)
     axis.set_xlabel("hidden size d", fontsize=13)
@@ -630,8 +632,8 @@ def draw_diagram(settings, rows, now):
     axis.tick_params(labelsize=12)
     place = f"d = {bounded(size, now.hidden, settings.seeds)}, D = {bounded(where, now.data, settings.seeds)}"
     finding = f"The curves cross at {place}" if crossing_shares(now)[0] >= SURE else "Which circuit wins, measured"
-    axis.set_title(f"{finding}\n(a + b) mod {settings.p} at step {settings.steps}; a cell is divided by its {settings.seeds} "
-                   "seeds; circles: crossings", fontsize=12)
+    axis.set_title(f"{finding}\n(a + b) mod {settings.p} at step {settings.steps}; each dot is a run, "
+                   "cells take the colour of a majority; circles: crossings", fontsize=12)
     return figure
 
 

@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgb
 
 import common
@@ -987,10 +988,16 @@ def test_the_zones_must_surely_predict_more_than_the_hidden_size(ungrokking, hol
 def test_the_diagram_has_its_cells_where_they_belong():
     settings, rows, curves = made_up_plane(True)
     axis = grok.draw_diagram(settings, rows, grok.measured(settings, rows, curves)).axes[0]
+
+    def color(x, y):
+        """Of the cell that holds a point."""
+        cell, = (each for each in axis.patches if each.get_window_extent().contains(*axis.transData.transform((x, y))))
+        return cell.get_facecolor()[:3]
     for hidden, data, kind in ((4, 300, "progression"), (32, 300, "ungrokking"), (32, 600, "grokking")):
-        at = np.log2(hidden), data
-        cell, = (each for each in axis.patches if each.get_window_extent().contains(*axis.transData.transform(at)))
-        assert cell.get_facecolor()[:3] == to_rgb(common.COLORS[kind])
+        assert color(np.log2(hidden), data) == to_rgb(common.COLORS[kind])
+    dots = [(color(*place), tuple(own[:3])) for each in axis.collections if isinstance(each, PathCollection)
+            for place, own in zip(each.get_offsets(), np.resize(each.get_facecolors(), (len(each.get_offsets()), 4)))]
+    assert len(dots) == len(grok.plane(rows)) and all(cell == own for cell, own in dots)      # here all seeds do the same
 
 
 def test_curves_that_are_both_out_of_range_do_not_tell_whether_they_cross():
