@@ -592,21 +592,25 @@ def edges(values):
     return np.concatenate([[2 * values[0] - middle[0]], middle, [2 * values[-1] - middle[-1]]])
 
 
+def draw_cell(axis, lines, x, y, points):
+    """A cell between two x and two y, about so many points (2,) wide and high: a dot for each run, a majority's colour behind."""
+    number, count = np.arange(len(lines)), len(lines)
+    columns = int(np.clip(np.round(np.sqrt(count * points[0] / points[1])), 1, count))
+    right, down = (number % columns + 0.5) / columns, (number // columns + 0.5) / np.ceil(count / columns)
+    width, height = np.ptp(x), np.ptp(y)
+    axis.add_patch(Rectangle((x[0], y[0]), width, height, color=COLORS.get(majority(lines), "white"), alpha=0.3, lw=0))
+    axis.scatter(x[0] + width * right, y[1] - height * down, s=min(60, np.prod(points) / count / 5), zorder=1.5,
+                 c=sorted((COLORS[line["dynamic"]] for line in lines), key=[*COLORS.values()].index))
+
+
 def draw_diagram(settings, rows, now):
     """Figure 1: a cell for each hidden size and D, a dot for each of its runs, with both measured curves on top."""
     figure = Figure(figsize=(10, 7), layout="constrained")
     axis, x, runs = figure.subplots(), np.log2(now.hidden), by_cell(plane(rows), "hidden", "data")
     left, bottom = edges(x), edges(now.data)
-    for i, h in enumerate(now.hidden):
-        for j, d in enumerate(now.data):
-            colors, kind = [COLORS[line["dynamic"]] for line in runs[h, d]], majority(runs[h, d])
-            width, height, place = left[i + 1] - left[i], bottom[j + 1] - bottom[j], np.arange(len(colors))
-            axis.add_patch(Rectangle((left[i], bottom[j]), width, height, color=COLORS.get(kind, "white"), alpha=0.3, lw=0))
-            page = np.array([640 * width / (left[-1] - left[0]), 360 * height / (bottom[-1] - bottom[0])])      # points, about
-            columns = int(np.clip(np.round(np.sqrt(len(colors) * page[0] / page[1])), 1, len(colors)))
-            across, down = (place % columns + 0.5) / columns, (place // columns + 0.5) / -(-len(colors) // columns)
-            axis.scatter(left[i] + width * across, bottom[j + 1] - height * down, c=sorted(colors, key=[*COLORS.values()].index),
-                         s=min(60, page.prod() / len(colors) / 5), zorder=1.5)
+    widths, heights = (np.diff(borders) / np.ptp(borders) for borders in (left, bottom))
+    for i, j in np.ndindex(len(widths), len(heights)):
+        draw_cell(axis, runs[now.hidden[i], now.data[j]], left[i:i + 2], bottom[j:j + 2], (640 * widths[i], 360 * heights[j]))
     axis.vlines(left, bottom[0], bottom[-1], color="white", lw=4, zorder=1.2)
     axis.hlines(bottom, left[0], left[-1], color="white", lw=4, zorder=1.2)
     look = {"shade": 0, "color": "black", "lw": 3, "path_effects": [withStroke(linewidth=6, foreground="white")]}
