@@ -430,14 +430,14 @@ def circuits(logits, dataset):
     x = x.gather(-1, (dataset.answers[..., None] + delta) % len(delta))                       # (R, p*p, p): delta 0 is right
     unseen = dataset.unmirrored[..., None].float()                                            # (R, p*p, 1)
     count = unseen.sum((1, 2))                                                                # (R,)
-    part = unseen.mT @ x / count[:, None, None]                                               # (R, 1, p)
+    part = (unseen.mT @ x).squeeze(1) / count[:, None]                                        # (R, p)
     total = (x.square().sum(-1, keepdim=True) * unseen).sum((1, 2))
     freedom = (count - 1).where(count > 1, math.nan)                                          # a mean was taken
-    rest = (total - part.square().sum((1, 2)) * count) * count / freedom                      # unbiased
-    margin = part[..., 0] - part[..., 1:].amax(-1)                                            # (R, 1)
-    part = torch.cat([part[..., :1].clamp(min=0), part[..., 1:]], -1)
-    memory = ((x - part).argmax(-1) == 0).float().where(total.isfinite()[:, None], math.nan)  # (R, p*p)
-    return {"circuit_share": 1 - rest / total, "circuit_margin": margin.flatten(),
+    rest = (total - part.square().sum(1) * count) * count / freedom                           # unbiased
+    margin = part[:, 0] - part[:, 1:].amax(1)                                                 # (R,)
+    part[:, 0].clamp_(min=0)
+    memory = ((x - part[:, None]).argmax(-1) == 0).float().where(margin.isfinite()[:, None], math.nan)       # (R, p*p)
+    return {"circuit_share": 1 - rest / total, "circuit_margin": margin,
             "circuit_spread": (rest.clamp(min=0) / count / len(delta)).sqrt(), "memory_acc": mean_over(memory, dataset.train)}
 
 

@@ -201,7 +201,7 @@ def draw(settings, rows, curves):
     label, held = ladder(rows), suppressed(settings, rows)
     accuracy.set(xscale="log", xlim=(0.8 * min(label), 1.25 * max(label)), ylim=(-0.03, 1.03),
                  ylabel="best validation accuracy on addition")
-    accuracy.plot([], [], "o", ms=4, mec="black", mfc="none", label="has not memorized (below: no seed has)")
+    accuracy.plot([], [], "o", ms=4, mec="black", mfc="none", label="has not memorized (lower panels: no seed has)")
     figure.legend(loc="outside lower center", ncols=3, fontsize=9)
     loss.axhline(np.log(settings.p), color="#999999", lw=0.8, ls="--")
     loss.annotate("guessing, ln p", (0.99, np.log(settings.p)), xycoords=("axes fraction", "data"), va="bottom", ha="right",

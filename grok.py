@@ -193,7 +193,7 @@ def verdict(text, paper, values, bound, above, style):
 
 
 def judge(settings, rows, curves):
-    """The paper's claims on the four dynamics (figures 2, 5 and 9), and two on the circuits beneath.
+    """The paper's claims on the four dynamics (section 3, figures 2, 5 and 9), and two on the circuits beneath.
 
     Those on a dynamic are told by the runs that went through it, whatever the others of its cell did.
     """
@@ -637,7 +637,7 @@ def draw_diagram(settings, rows, now):
     place = f"d = {bounded(size, now.hidden, settings.seeds)}, D = {bounded(where, now.data, settings.seeds)}"
     finding = f"The curves cross at {place}" if crossing_shares(now)[0] >= SURE else "Which circuit wins, measured"
     axis.set_title(f"{finding}\n(a + b) mod {settings.p} at step {settings.steps}; each dot is a run, "
-                   "cells take the colour of a majority; circles: crossings", fontsize=12)
+                   "cells have a majority's colour (white: none); circles: crossings", fontsize=12)
     return figure
 
 
@@ -749,12 +749,6 @@ def draw_phase(settings, rows, curves):
 CONVERGED = 0.02      # the largest change over the second half of the steps
 
 
-def critical_change(settings, earlier, now):
-    """Change of the critical size of each hidden size over the second half of the steps, and its interval: (3, sizes)."""
-    change = now.critical[0.5] / earlier.critical[0.5] - 1                                     # (1 + draws, sizes)
-    return np.stack([change[0], *np.percentile(change[1:], ends(settings.seeds), axis=0)])
-
-
 def judge_critical(settings, earlier, now):
     """Claims on the critical size (figure 3)."""
     claims, bounds = [], ends(settings.seeds)
@@ -770,9 +764,10 @@ def judge_critical(settings, earlier, now):
     claims.append(claim("fig 3: the critical size falls with size, where the model can memorize so much", "falls",
                         found if now.able.any() else "no size can", beyond(0, low, high, True) if now.able.any() else None))
     both = sure & within(earlier.critical[0.5], now.data)
-    change, low, high = critical_change(settings, earlier, now)[:, both]
+    change = (now.critical[0.5] / earlier.critical[0.5] - 1)[:, both]                         # (1 + draws, sizes)
+    low, high = np.percentile(change[1:], bounds, axis=0)
     still, moving = (low > -CONVERGED) & (high < CONVERGED), (low > CONVERGED) | (high < -CONVERGED)
-    changes = [f"{with_interval(*each, '{:+.0%}')} (d = {h})" for h, *each in zip(now.hidden[both], change, low, high)]
+    changes = [f"{with_interval(*each, '{:+.0%}')} (d = {h})" for h, *each in zip(now.hidden[both], change[0], low, high)]
     claims.append(claim("critical size: change over the second half of the steps", f"(converged: {CONVERGED:.0%})",
                         ", ".join(changes) or "none in range",
                         False if moving.any() else True if both.any() and still.all() else None))
@@ -930,26 +925,24 @@ def judge_cost(rows):
 def judge_forgetting(settings, rows, curves, earlier, now):
     """Claims of Varma et al. 2023: a grokked run forgets on fewer examples than the critical size, and not on more.
 
-    earlier: as Measured, half-way. A critical size that may still fall by the last step is a bound: a run that keeps on fewer
-    examples does not speak against the claim.
+    earlier: as Measured, half-way. The steps double while the runs go on with less, and the critical size may fall again as much
+    as it did when they doubled last: fewer examples than that are meant.
     """
     claims, at = [], np.flatnonzero(now.hidden == settings.forget_hidden)
-    critical = now.critical[0.5][:, at[0]] if len(at) else np.full(2, np.nan)
-    least, most = np.percentile(critical[1:], ends(settings.seeds))
-    converged = len(at) and critical_change(settings, earlier, now)[1, at[0]] > -CONVERGED
+    critical, half_way = (each.critical[0.5][:, at[0]] if len(at) else np.full(2, np.nan) for each in (now, earlier))
+    later = critical * np.minimum(1, critical / half_way)
+    (least, most), (fallen, _) = (np.percentile(draws[1:], ends(settings.seeds)) for draws in (critical, later))
     for less in less_data(settings):
         before, after = (val_acc_at(rows, curves, until, experiment="forgetting", data=less) for until in (0.5, 1))
         mean, low, high = interval(after)
         text = (f"validation {with_interval(before.mean())}, by step {2 * settings.steps} "
                 f"{with_interval(mean, low, high)}")
         expected = None     # out of range the critical size is a bound
-        if now.data[0] <= least and less < least:
+        if now.data[0] <= least and less < fallen:
             expected = "forgets"
         elif most <= now.data[-1] and less > most:
             expected = "keeps"
         holds = beyond(0.5, low, high, expected == "keeps") if expected and before.mean() >= 0.9 else None
-        if expected == "forgets" and not holds and not converged:
-            holds = None
         claims.append(claim(f"grokked on D = {max(now.data)}, then D = {less} "
                             f"(critical size {bounded(critical, now.data, settings.seeds)})",
                             f"(Varma et al.: {expected})" if expected else "-", text, holds))
