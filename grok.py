@@ -599,8 +599,8 @@ def draw_cell(axis, lines, x, y, points):
     right, down = (number % columns + 0.5) / columns, (number // columns + 0.5) / np.ceil(count / columns)
     width, height = np.ptp(x), np.ptp(y)
     axis.add_patch(Rectangle((x[0], y[0]), width, height, color=COLORS.get(majority(lines), "white"), alpha=0.3, lw=0))
-    axis.scatter(x[0] + width * right, y[1] - height * down, s=min(60, np.prod(points) / count / 5), zorder=1.5,
-                 c=sorted((COLORS[line["dynamic"]] for line in lines), key=[*COLORS.values()].index))
+    axis.scatter(x[0] + width * right, y[1] - height * down, s=min(60, np.prod(points) / count / 5), zorder=3,
+                 edgecolors="white", lw=0.6, c=sorted((COLORS[line["dynamic"]] for line in lines), key=[*COLORS.values()].index))
 
 
 def draw_diagram(settings, rows, now):
@@ -611,8 +611,8 @@ def draw_diagram(settings, rows, now):
     widths, heights = (np.diff(borders) / np.ptp(borders) for borders in (left, bottom))
     for i, j in np.ndindex(len(widths), len(heights)):
         draw_cell(axis, runs[now.hidden[i], now.data[j]], left[i:i + 2], bottom[j:j + 2], (640 * widths[i], 360 * heights[j]))
-    axis.vlines(left, bottom[0], bottom[-1], color="white", lw=4, zorder=1.2)
-    axis.hlines(bottom, left[0], left[-1], color="white", lw=4, zorder=1.2)
+    axis.vlines(left, bottom[0], bottom[-1], color="white", lw=4)
+    axis.hlines(bottom, left[0], left[-1], color="white", lw=4)
     look = {"shade": 0, "color": "black", "lw": 3, "path_effects": [withStroke(linewidth=6, foreground="white")]}
     once = mirrored_once(now.capacity, settings.p)
     band(axis, x, now.critical[0.5], ends(settings.seeds), "-",
