@@ -168,6 +168,27 @@ def times_alone(rows, level, memorize, split):
 # the figure
 
 
+def draw_series(axes, found, label, column, color):
+    """A series, {parameters: rows}, in the panels of accuracy, loss and share: hollow, and joined by no line, what is not known.
+
+    column: the factor by which the dots of its seeds are moved to the right.
+    """
+    accuracy, loss, share = axes
+    sizes, bests = list(found), np.array([best(lines) for lines in found.values()])
+    accuracy.plot(sizes, bests, "-o", ms=7, lw=2, color=color, label=label)
+    for params, lines in found.items():
+        for line in lines:
+            known = ability(line) is not None
+            value = np.array(ability(line) if known else line["best_val_acc_unmirrored"], float)      # None becomes NaN
+            accuracy.plot(params * column, value, "o", ms=4, alpha=0.6, mec=color, mfc=color if known else "none")
+    for axis, measure in ((loss, "val_loss"), (share, "circuit_share")):
+        means = np.array([interval([line[measure] for line in lines]) for lines in found.values()]).T
+        axis.plot(sizes, np.where(np.isnan(bests), means[0], np.nan), "o", ms=4, mec=color, mfc="none")
+        mean, low, high = np.where(np.isnan(bests), np.nan, means)
+        axis.plot(sizes, mean, "-o", ms=4, color=color)
+        axis.fill_between(sizes, low, high, color=color, alpha=0.15, lw=0)
+
+
 def draw(settings, rows, curves):
     """Figures 8 and 10, with the loss on the answer and the circuit's share beneath."""
     figure = Figure(figsize=(8.5, 8.5), layout="constrained")
@@ -175,23 +196,9 @@ def draw(settings, rows, curves):
     amounts = sorted(set(settings.memorize))
     colors = dict(zip(amounts, colormaps["Blues"](np.linspace(0.6, 1, len(amounts)))))
     for i, (memorize, split) in enumerate(series(settings)):
-        color = "#009E73" if split else colors.get(memorize, "#000000")
-        found = by_size(rows, memorize, split)
-        accuracy.plot(list(found), [best(lines) for lines in found.values()], "-o", ms=7, lw=2, color=color,
-                      label=name(memorize, split))
         column = 1.03 ** (i - (len(series(settings)) - 1) / 2)      # the seeds of each series in a column of their own
-        for params, lines in found.items():
-            for line in lines:
-                known = ability(line) is not None
-                value = np.array(ability(line) if known else line["best_val_acc_unmirrored"], float)      # None becomes NaN
-                accuracy.plot(params * column, value, "o", ms=4, alpha=0.6, mec=color, mfc=color if known else "none")
-        for axis, measure in ((loss, "val_loss"), (share, "circuit_share")):
-            known = [not np.isnan(best(lines)) for lines in found.values()]
-            means = np.array([interval([line[measure] for line in lines]) for lines in found.values()]).T
-            axis.plot(list(found), np.where(known, np.nan, means[0]), "o", ms=4, mec=color, mfc="none")
-            mean, low, high = np.where(known, means, np.nan)
-            axis.plot(list(found), mean, "-o", ms=4, color=color)
-            axis.fill_between(list(found), low, high, color=color, alpha=0.15, lw=0)
+        draw_series(axes, by_size(rows, memorize, split), name(memorize, split), column,
+                    "#009E73" if split else colors.get(memorize, "#000000"))
     alone, mixed = (threshold(rows, 0.5, *which) for which in series(settings)[:2])
     if alone and mixed:
         accuracy.annotate("", (mixed, 0.5), (alone, 0.5), arrowprops={"arrowstyle": "<->"})

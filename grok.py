@@ -608,9 +608,9 @@ def draw_diagram(settings, rows, now):
     figure = Figure(figsize=(10, 7), layout="constrained")
     axis, x, runs = figure.subplots(), np.log2(now.hidden), by_cell(plane(rows), "hidden", "data")
     left, bottom = edges(x), edges(now.data)
-    widths, heights = (np.diff(borders) / np.ptp(borders) for borders in (left, bottom))
+    widths, heights = 640 * np.diff(left) / np.ptp(left), 360 * np.diff(bottom) / np.ptp(bottom)      # in points, about
     for i, j in np.ndindex(len(widths), len(heights)):
-        draw_cell(axis, runs[now.hidden[i], now.data[j]], left[i:i + 2], bottom[j:j + 2], (640 * widths[i], 360 * heights[j]))
+        draw_cell(axis, runs[now.hidden[i], now.data[j]], left[i:i + 2], bottom[j:j + 2], (widths[i], heights[j]))
     axis.vlines(left, bottom[0], bottom[-1], color="white", lw=4)
     axis.hlines(bottom, left[0], left[-1], color="white", lw=4)
     look = {"shade": 0, "color": "black", "lw": 3, "path_effects": [withStroke(linewidth=6, foreground="white")]}
