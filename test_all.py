@@ -681,6 +681,16 @@ def test_when_progression_starts_can_come_out_either_way():
     assert {c["holds"] for c in grok.judge(settings, rows, history) if c["claim"].startswith("fig 2")} == {None}
 
 
+@pytest.mark.parametrize("latest, holds", [(19, None), (20, True)])
+def test_twofold_is_from_twice_the_first_step(latest, holds):
+    settings = replace(grok.PRESETS["quick"], hidden=(4, 8, 12, 16), data=(40,) * 4, steps=latest)
+    rows = [{"hidden": hidden, "data": 40, "dynamic": "progression"} for hidden in settings.hidden for _ in range(2)]
+    curves = {name: np.ones((8, 3)) for name in ("train_acc", "norm", "circuit_share", "memory_acc")}
+    curves |= {"step": np.tile([0, 10, latest], (8, 1)), "val_acc_unmirrored": np.tile([[0, 0, 1], [0, 1, 1]], (4, 1))}
+    starts, = (c for c in grok.judge(settings, rows, curves) if "varies twofold" in c["claim"])
+    assert starts["measured"] == f"steps 10 to {latest}" and starts["holds"] is holds
+
+
 def test_norm_change_over_the_rise():
     norm = np.array([5.0, 8, 8, 6, 5])
     assert grok.norm_change(59, np.array([0, 0, 0.2, 1, 1]), norm) == pytest.approx(-0.25)
@@ -886,11 +896,11 @@ def test_capacity_is_the_most_that_was_known():
 
 def test_crossing_of_known_lines():
     hidden = np.array([4, 8, 16, 32])
-    critical = np.array([[400, 400, 400, 400], [400, 300, 200, 100], [400.0] * 4])
-    capacity = np.array([[100, 300, 500, 700], [500, 600, 700, 800], [0.0] * 4])
+    critical = np.array([[400, 400, 400, 400], [420, 400, 380, 360], [400, 300, 200, 100], [400.0] * 4])
+    capacity = np.array([[100, 300, 500, 700], [400, 420, 360, 380], [500, 600, 700, 800], [0.0] * 4])
     size, data = grok.crossing(hidden, critical, capacity)
-    assert size[0] == pytest.approx(8 * 2**0.5) and data[0] == pytest.approx(400)
-    assert np.isnan(size[1:]).all() and np.isnan(data[1:]).all()
+    assert size[:2] == pytest.approx([8 * 2**0.5, 4 * 2**0.5]) and data[:2] == pytest.approx([400, 410])      # the first of two
+    assert np.isnan(size[2:]).all() and np.isnan(data[2:]).all()
 
 
 @pytest.mark.parametrize("data, name", [
@@ -1118,8 +1128,11 @@ def test_change_over_the_second_half_of_the_steps():
         return {c["claim"].split(" (critical size")[0]: c for c in grok.judge_phase(settings, rows, curves)}
     change = "change over the second half of the steps"
     settings, rows, curves = made_up_plane(True, seeds=4)
-    claims = judged()
+    claims, now = judged(), grok.measured(settings, rows, curves)
     assert claims[f"capacity: {change}"]["holds"] is claims[f"critical size: {change}"]["holds"] is True
+    for times in (0.9, 1.1):
+        earlier = replace(now, critical={level: times * sizes for level, sizes in now.critical.items()})
+        assert grok.judge_critical(settings, earlier, now)[-1]["holds"] is False
     assert "from d = 16 to 32" in claims[FALLS]["measured"]
     assert claims["grokked on D = 600, then D = 500"]["holds"] is True
     curves["train_acc"][[line["experiment"] == "capacity" for line in rows], 1] /= 2
@@ -1237,6 +1250,7 @@ def test_phase_goes_on_with_less_data_only():
 
 
 @pytest.mark.parametrize("shift, span, step, holds", [(0, 800, 300, [True] * 5),
+                                                       (0, 400, 300, [True, True, True, True, False]),
                                                        (2000, 3000, 3000, [False, True, False, False, False])])
 def test_the_numbers_of_figure_3_are_compared(shift, span, step, holds):
     """Two sizes whose accuracy rises where the paper says, or shift later and over another span of D."""
