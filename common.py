@@ -507,6 +507,15 @@ def training_step(model, optimizer, dataset, compiled):
     return step
 
 
+def out_of_memory(error):
+    """Whether memory was too small. On a CPU, and from cuBLAS or CUDA itself, that is an error without a class of its own.
+
+    PyTorch asks NVML how full the GPU is before it says so; where it may not ask, that is the error.
+    """
+    known = ("allocate memory", "out of memory", "ALLOC_FAILED", "NVML_SUCCESS")
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(words in str(error) for words in known)
+
+
 def capture(step, optimizer):
     """The step as a CUDA graph: one launch instead of a hundred small kernels; the step itself where that fails.
 
@@ -522,7 +531,7 @@ def capture(step, optimizer):
             step()
     except RuntimeError as error:
         first = error.__context__ or error      # leaving a capture that failed may fail, too
-        if isinstance(first, torch.cuda.OutOfMemoryError):
+        if out_of_memory(first):
             raise first from None
         print(f"no CUDA graph, slower: {str(first).splitlines()[0]}", file=sys.stderr)
         capture.works = False       # torch does not free the memory of a failed capture: no other is tried
@@ -671,9 +680,8 @@ def train_to_cache(population, options, tick):
     checkpoint = options.out / "cache" / f"unfinished-{name}.pt"
     try:
         history = train(population, options.device, options.compile, checkpoint, tick)
-    except RuntimeError as error:       # on a CPU, and from cuBLAS or CUDA itself, one without a class of its own
-        known = ("allocate memory", "out of memory", "ALLOC_FAILED")
-        if not isinstance(error, torch.cuda.OutOfMemoryError) and not any(words in str(error) for words in known):
+    except RuntimeError as error:
+        if not out_of_memory(error):
             raise
         history = None      # halved below, when what the exception holds is freed
     if history:
@@ -1492,7 +1500,9 @@ def benchmark():
             packed, packed_optimizer = step(compiled)
             for _ in range(3):
                 packed()
-            functions[name] = capture(packed, packed_optimizer)
+            replay = capture(packed, packed_optimizer)
+            if capture.works:
+                functions[name] = replay
     taken = seconds_per_call(functions, device, 20)
     each = {name: 1e3 * seconds / (1 if name == "one at a time" else count) for name, seconds in taken.items()}
     best = min((name for name in each if name not in ("one at a time", "products")), key=each.get)
