@@ -342,7 +342,7 @@ def parameters(run):
 # training: the loss and the data
 
 
-def cross_entropy(logits, labels):
+def exact_cross_entropy(logits, labels):
     """-log softmax at the label, (..., p) and (...) -> (...), accurate to float32 however small it is.
 
     softplus(logsumexp of the wrong classes - the right logit); F.cross_entropy rounds to 0 below about 1e-7. (nll_loss takes
@@ -376,10 +376,10 @@ def training_loss(logits, labels, kind):
     """Sum over runs of each run's mean loss, a scalar. Each weight is in one run's loss only, so it gets that run's gradient.
 
     'float32' has the gradient of F.cross_entropy: at the label, softmax - 1 rounds to 0 once the softmax rounds to 1, and then
-    the example pulls its own logit no more. 'exact' (cross_entropy above) has the same gradient without that rounding.
+    the example pulls its own logit no more. 'exact' (exact_cross_entropy above) has the same gradient without that rounding.
     """
     if kind == "exact":
-        return cross_entropy(logits, labels).mean(-1).sum()
+        return exact_cross_entropy(logits, labels).mean(-1).sum()
     if logits.is_cuda:      # where the scatter of CrossEntropy, made deterministic, would be a slow sort
         return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").sum() / labels.shape[-1]
     return CrossEntropy.apply(logits, labels) / labels.shape[-1]
@@ -454,7 +454,7 @@ def evaluate(model, dataset):
     """Every measure of every run now, a dict of (R,) tensors: accuracies, accurate losses, norm, circuits. In float32."""
     torch.set_float32_matmul_precision("highest")
     logits = model(dataset.all_pairs)                                                         # (R, p*p, p)
-    loss = cross_entropy(logits, dataset.answers)
+    loss = exact_cross_entropy(logits, dataset.answers)
     hit = (logits.argmax(-1) == dataset.answers).float().where(loss.isfinite(), math.nan)        # a diverged run knows nothing
     measures = {"train_acc": mean_over(hit, dataset.train), "val_acc": mean_over(hit, dataset.val),
                 "val_acc_unmirrored": mean_over(hit, dataset.unmirrored), "train_loss": mean_over(loss, dataset.train),
@@ -1434,8 +1434,8 @@ def seconds_per_call(functions, device, rounds):
     """
     def clock():
         """Seconds, when what was started on the device is done."""
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
+        if device != "cpu":
+            torch.accelerator.synchronize()
         return time.process_time() if device == "cpu" else time.perf_counter()
     taken = {name: [] for name in functions}
     for i in range(rounds + 2):

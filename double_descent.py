@@ -85,7 +85,7 @@ def draw_task(top, bottom, rows, task, styles):
             kind = majority(seeds)
             top.scatter(place, mean, color=COLORS.get(kind, "white"), s=80, zorder=4, edgecolors="black", lw=0.8)
             top.scatter([place] * len(seeds), each, s=7, alpha=0.6, zorder=3, color=[COLORS[line["dynamic"]] for line in seeds])
-        *_, where, _, _, verdict = dip_of(rows, task, data)
+        _, _, where, _, _, verdict = dip_of(rows, task, data)
         verdicts.add(verdict)
         if verdict == "dip":
             top.scatter(column[where], means[where], s=280, **RING)

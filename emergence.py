@@ -98,7 +98,7 @@ def ladder(rows):
 
 def by_size(rows, memorize, split):
     """The seeds of each model size of a series, {number of parameters: rows}, ascending."""
-    found = by_cell([line for line in rows if (line["memorize"], bool(line["split"])) == (memorize, split)], "params")
+    found = by_cell([line for line in rows if (line["memorize"], line["split"]) == (memorize, split)], "params")
     return {params: lines for (params,), lines in sorted(found.items())}
 
 

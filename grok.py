@@ -524,7 +524,7 @@ def ends_name(seeds):
     return "95% interval" if seeds >= ENOUGH else "range"
 
 
-def in_range(value, tried):
+def place_text(value, tried):
     """A value as text, as a bound where it leaves the range tried."""
     if np.isnan(value):
         return "-"
@@ -534,9 +534,9 @@ def in_range(value, tried):
 def bounded(draws, tried, seeds):
     """'estimate [low, high]' of draws (1 + draws,), as bounds where they leave the range tried; of the draws that are known."""
     if np.isnan(draws[1:]).all():
-        return in_range(draws[0], tried)
+        return place_text(draws[0], tried)
     low, high = np.nanpercentile(draws[1:], ends(seeds))
-    return "{} [{}, {}]".format(*(in_range(value, tried) for value in (draws[0], low, high)))
+    return "{} [{}, {}]".format(*(place_text(value, tried) for value in (draws[0], low, high)))
 
 
 SURE = 0.95      # the share of the draws in which the curves must cross
@@ -794,7 +794,7 @@ def judge_paper_numbers(settings, rows, now):
     early = [np.median([line["memorized_at"] or np.inf for line in lines])
              for (h, _), lines in known.items() if h in now.hidden[sizes]]
     if early:
-        steps = [in_range(each, (0, settings.steps)) for each in (min(early), max(early))]
+        steps = [place_text(each, (0, settings.steps)) for each in (min(early), max(early))]
         claims.append(claim("fig 3: models of d = 32 to 64 learn their training set within a tenth of the steps", "quickly",
                             f"median of a cell's runs: step {' to '.join(steps)}",
                             max(early) <= settings.steps / 10))
