@@ -104,6 +104,9 @@ def draw_dynamics(settings, rows, curves):
                 axis.plot(history["step"].T[1:], known.T, color=color, lw=0.6, alpha=0.5)
                 axis.plot(history["step"][0, 1:], np.ma.median(known, 0), color=color, lw=2, label=text)
             axis.grid(alpha=0.25)
+        middle = np.ma.median(np.ma.masked_invalid(history["val_acc_unmirrored"]), 0).filled(0)
+        for axis in column:
+            axis.axvline(first_step(history["step"][0], middle, 0.5) or np.nan, color="#D55E00", lw=1, ls="--", zorder=3)
         counts = count_dynamics(lines).replace(", ", ",\n")
         cell = f"the cell of {expected}:\nhidden {lines[0]['hidden']}, D = {lines[0]['data']}"
         column[0].set_title(f"{cell}\n{counts}", fontsize=11, color=COLORS.get(majority(lines), "black"))
@@ -114,7 +117,8 @@ def draw_dynamics(settings, rows, curves):
         row[0].set_ylabel(label)
         if len(measures) > 1:
             row[-1].legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.suptitle(f"Training dynamics of (a + b) mod {settings.p}, and the circuits beneath (thin: each seed, thick: median)")
+    figure.suptitle(f"Training dynamics of (a + b) mod {settings.p}, and the circuits beneath\n"
+                    "(thin: each seed; thick: median; dashed: median validation accuracy 0.5)")
     return figure
 
 
@@ -636,7 +640,7 @@ def draw_diagram(settings, rows, now):
     axis.tick_params(labelsize=12)
     place = f"d = {bounded(size, now.hidden, settings.seeds)}, D = {bounded(where, now.data, settings.seeds)}"
     finding = f"The curves cross at {place}" if crossing_shares(now)[0] >= SURE else "Which circuit wins, measured"
-    axis.set_title(f"{finding}\n(a + b) mod {settings.p} at step {settings.steps}; dots: runs; "
+    axis.set_title(f"{finding}\n(a + b) mod {settings.p} at step {settings.steps}; dots: a cell's runs; "
                    "cell colour: a majority (white: none); circles: crossings", fontsize=12)
     return figure
 
@@ -719,7 +723,7 @@ def draw_zones(axis, settings, rows, now):
     axis.set_xticks(range(len(DYNAMICS)), labels=DYNAMICS, fontsize=8)
     axis.set_yticks(range(len(DYNAMICS)), labels=DYNAMICS, fontsize=8, rotation=90, va="center")
     axis.set(xlabel="most frequent dynamic of the other half", ylabel="zone by the curves of one half of the seeds",
-             title="The zones are right in " + (f"{np.trace(count) / count.sum():.0%} of the cells" if pairs else "no cell"))
+             title="Where the zones are right: the diagonal\n(each cell twice, with the halves exchanged)")
 
 
 def draw_phase(settings, rows, curves):
