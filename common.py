@@ -296,7 +296,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A population of transformers with learned positions and an untied unembedding (paper section 2).
+    """A population of transformers with learned positions and an untied unembedding (Nanda et al. 2023, as the paper).
 
     runs: they share everything but seed and experiment. Weights are normal / sqrt(hidden), what a block adds to the
     residual stream smaller by sqrt(layers); each run's are drawn on the CPU from its own seed.

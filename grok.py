@@ -237,7 +237,7 @@ def judge(settings, rows, curves):
 
 
 def judge_circuits(history):
-    """When the generalizing circuit grows and memorization is dropped in runs that grok (the paper infers both).
+    """When the generalizing circuit grows and memorization is dropped in runs that grok (Nanda et al. 2023, in this order).
 
     Both as a share of the steps to validation accuracy 0.5. Training accuracy without the circuit does not decide the second:
     where it falls early, memorization may only need the circuit's help by then; where it falls late, the rest of the logits
@@ -252,9 +252,9 @@ def judge_circuits(history):
         grown.append(risen / jumped if jumped and risen else None)
         dropped.append((forgotten or steps[-1]) / jumped if jumped and known else None)      # not by the last step: at least that
     early = verdict("grokking: the circuit reaches half of its largest share, in % of the steps to validation 0.5",
-                    "before (inferred)", grown, 1, False, "{:.0%}")
+                    "(Nanda et al.: before)", grown, 1, False, "{:.0%}")
     late = verdict("grokking: training accuracy without the circuit falls below 0.5, in % of the same steps",
-                   "after (inferred)", dropped, np.nan, True, "{:.0%}")      # without a bound: not judged
+                   "(Nanda et al.: later)", dropped, np.nan, True, "{:.0%}")      # without a bound: not judged
     return [early, late]
 
 
@@ -420,7 +420,8 @@ def measured(settings, rows, curves, until=1.0):
 def settled(rows, kind):
     """The runs of the diagram that went through a dynamic; if they generalized, in the first half of the steps.
 
-    What a circuit costs (paper section 3) is here the parameter norm at the last step, and it goes on falling after grokking.
+    What a circuit costs (paper section 1, from Varma et al. 2023) is here the parameter norm at the last step, and it goes on
+    falling after grokking.
     """
     return [line for line in plane(rows) if line["dynamic"] == kind and (line["generalized_at"] or 0) <= line["steps"] / 2]
 
@@ -901,7 +902,7 @@ def judge_double_descent(settings, rows, now):
 
 
 def judge_cost(rows):
-    """Claims on what the two circuits cost (paper section 3), with the parameter norm at the last step as the cost."""
+    """Claims on what the two circuits cost (paper section 1), with the parameter norm at the last step as the cost."""
     def exponent(kind):
         """The 95% interval of the exponent of the norm in D of the runs of a dynamic, and all of it as text."""
         runs = settled(rows, kind)
@@ -929,6 +930,7 @@ def judge_cost(rows):
 def judge_forgetting(settings, rows, curves, earlier, now):
     """Claims of Varma et al. 2023: a grokked run forgets on fewer examples than the critical size, and not on more.
 
+    So says their theory; in their experiments, too, it took less than half of that (appendix A.2).
     earlier: as Measured, half-way. The steps double while the runs go on with less, and the critical size may fall again as much
     as it did when they doubled last: fewer examples than that are meant.
     """
@@ -949,7 +951,7 @@ def judge_forgetting(settings, rows, curves, earlier, now):
         holds = beyond(0.5, low, high, expected == "keeps") if expected and before.mean() >= 0.9 else None
         claims.append(claim(f"grokked on D = {max(now.data)}, then D = {less} "
                             f"(critical size {bounded(critical, now.data, settings.seeds)})",
-                            f"(Varma et al.: {expected})" if expected else "-", text, holds))
+                            f"(theory of Varma et al.: {expected})" if expected else "-", text, holds))
     return claims
 
 
