@@ -491,9 +491,10 @@ def training_step(model, optimizer, dataset, compiled):
         """Forward pass and loss."""
         with torch.autocast(dataset.labels.device.type, torch.bfloat16, dataset.run.precision == "bfloat16", cache_enabled=False):
             return training_loss(model(dataset.inputs).float(), dataset.labels, dataset.run.loss)
+    no_compiler = ()
     if compiled:
-        torch._dynamo.reset()       # each population has shapes of its own
-        loss = torch.compile(loss, dynamic=False)
+        torch._dynamo.reset()       # each population has shapes of its own; torch._dynamo is slow to import
+        loss, no_compiler = torch.compile(loss, dynamic=False), torch._dynamo.exc.TorchDynamoException
 
     def step():
         """One optimization step, or one clear line where there is no compiler."""
@@ -501,7 +502,7 @@ def training_step(model, optimizer, dataset, compiled):
         optimizer.zero_grad()
         try:
             loss().backward()
-        except torch._dynamo.exc.TorchDynamoException if compiled else () as error:      # torch._dynamo is slow to import
+        except no_compiler as error:
             fail(f"--compile: torch.compile does not work here ({str(error).splitlines()[0]})")
         optimizer.step()
     return step
@@ -754,7 +755,8 @@ def train_all(populations, options, tick):
             if 2 in status:         # it said why
                 raise SystemExit(2)
             if any(status):
-                raise ChildProcessError(f"a training process ended with status {min(filter(None, status))}")
+                why = " (killed, perhaps for memory: fewer --threads take less)" if -9 in status else ""
+                raise ChildProcessError(f"a training process ended with status {min(filter(None, status))}{why}")
     finally:
         for process in processes:
             if process.pid:
@@ -801,18 +803,18 @@ def sweep(runs, options):
     expected = expected_seconds(mine, options)
     if expected > 60 and rank == 0:
         print(f"expect about {timedelta(seconds=round(expected, -1))} of training", file=sys.stderr, flush=True)
-    at, shown, live = {}, 0.0, rank == 0 and sys.stderr.isatty()
-    # at: {first run of a population: (population, share done before this start, share done now)}
+    begun, shown, live = {}, 0.0, rank == 0 and sys.stderr.isatty()
+    # begun: {first run of a population: (population, share done before this start, share done now)}
 
     def tick(population, step, train_acc, val_acc):
         """After each evaluation: show how far the sweep is; of several ranks, the share of the first."""
         nonlocal shown
         run, now, seconds = population[0], step / population[0].steps, time.monotonic() - start
-        before = at[run][1] if run in at else now
-        at[run] = (population, before, now)
+        before = begun[run][1] if run in begun else now
+        begun[run] = (population, before, now)
         if rank == 0 and step and seconds - shown >= (0.2 if live else 30):
             shown = seconds
-            line = (f"{progress(at.values(), mine, seconds)} | hidden {run.hidden}, D {run.data}, step {step}: "
+            line = (f"{progress(begun.values(), mine, seconds)} | hidden {run.hidden}, D {run.data}, step {step}: "
                     f"train {train_acc:.2f}, val {val_acc:.2f}")
             fits = line[:shutil.get_terminal_size().columns - 1]       # a longer line wraps, and is not cleared
             print(f"\r\033[K{fits}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
@@ -821,7 +823,7 @@ def sweep(runs, options):
     if live:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
     # in a file, since gloo may abort at exit where it has sent a tensor
-    write(folder / f"run-steps-{rank}", str(run_steps(at.values())))
+    write(folder / f"run-steps-{rank}", str(run_steps(begun.values())))
     if world > 1:
         dist.barrier()
     if rank == 0:
@@ -1232,7 +1234,8 @@ def command_line(script, doc, experiments):
     folder = Path(script).stem + (f"-{experiment}" if experiment != default else "")
     parser = argparse.ArgumentParser(prog=f"{script} [{' | '.join(experiments)}]" if len(experiments) > 1 else script,
                                      description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.error = fail         # one line, without the usage in front
+    late = f" ({' or '.join(experiments)} comes first)" if set(words) & set(experiments) else ""
+    parser.error = lambda message: fail(message + late)         # one line, without the usage in front
     machine_options(parser)
     parser.add_argument("--scale", choices=presets, help="quick: a CPU, at most two minutes; small: p = 59; "
                         "paper: the paper's grid (default: paper on cuda, quick otherwise)")
@@ -1371,6 +1374,8 @@ def reproduce(script, doc, **experiments):
     judge(settings, rows, curves) a list of claims; rows and curves as read_results returns them.
     """
     start, (rank, world) = time.monotonic(), rank_and_world()
+    if hasattr(sys.stdout, "reconfigure"):      # not in a notebook
+        sys.stdout.reconfigure(errors="replace")      # where it has no ×
     experiment, settings, options = command_line(script, doc, experiments)
     _, grid, draw, judge = experiments[experiment]
     runs = list(dict.fromkeys(grid(settings)))      # each once
@@ -1402,11 +1407,10 @@ def reproduce(script, doc, **experiments):
         if results:
             write_results(options.out, results)
         rows, cells, claims = report(settings, options.out, draw, judge)
-        if results:
-            if options.runs_trained:      # else what trained them stands
-                saved = summary | {"seconds": round(time.monotonic() - start, 1), "runs_trained": options.runs_trained,
-                                   "run_steps_per_second": options.speed}
-            write(options.out / "summary.json", json.dumps((saved or summary) | {"claims": claims}, indent=1) + "\n")
+        if results and options.runs_trained:      # else what trained them stands
+            saved = summary | {"seconds": round(time.monotonic() - start, 1), "runs_trained": options.runs_trained,
+                               "run_steps_per_second": options.speed}
+        write(options.out / "summary.json", json.dumps((saved or summary) | {"claims": claims}, indent=1) + "\n")
         print_results(rows, cells, claims)
         print(f"\n{time.monotonic() - start:.0f} s; figures, tables and summary.json are in {options.out}")
     except KeyboardInterrupt:

@@ -14,8 +14,8 @@ nothing more, then semi-grokking and grokking: validation accuracy dips on the w
     python double_descent.py --device cuda        p = 113, the paper's 825 runs
     torchrun --nproc-per-node=8 double_descent.py --scale paper     the same, shared out over GPUs or processes
 
-Expect double_descent.png, one panel per task: each point is a mean over seeds, coloured by the dynamic that most of
-its runs went through (white: none has most), and a verdict on each prediction.
+Expect double_descent.png, a column per task, training accuracy beneath: each point is a mean over seeds, coloured by the
+dynamic that most of its runs went through (white: none has most); and a verdict on each prediction and each curve.
 """
 # /// script
 # requires-python = ">=3.10"
@@ -158,12 +158,12 @@ def sufficient_size(hidden, values, seed=0):
     The critical dataset size read the other way round: for one D, how wide a model must be. On lines in log(hidden) between
     the sizes; the smallest where no mean is below, infinite where that of the largest is, NaN where one is not known.
     """
-    means, size = resampled_means(values, seed), np.log(hidden)
+    means, log_hidden = resampled_means(values, seed), np.log(hidden)
     last = np.where(means < 0.5, np.arange(len(hidden)), -1).max(1)      # the last size below
     at, draw = last.clip(0, len(hidden) - 2), np.arange(len(means))
     low, rise = means[draw, at], means[draw, at + 1] - means[draw, at]
     share = np.divide(0.5 - low, rise, where=rise > 0, out=np.zeros(len(means))).clip(0, 1)
-    found = np.exp(size[at] + share * (size[at + 1] - size[at]))
+    found = np.exp(log_hidden[at] + share * (log_hidden[at + 1] - log_hidden[at]))
     return np.select([np.isnan(means).any(1), last < 0, last > at], [np.nan, hidden[0], np.inf], found)
 
 
@@ -234,7 +234,7 @@ def judge_places(rows, found):
     """
     claims = []
     for (task, data), (first, last) in PAPER_PLACES.items():
-        if found.get((task, data), "-")[0] == "dip":
+        if (task, data) in found and found[task, data][0] == "dip":
             hidden, values = size_curve(rows, task, data)
             places = triples(len(hidden))[1][below(resampled_means(values)).argmax(-1)]       # (1 + draws,)
             low, high = np.percentile(places[1:], [2.5, 97.5], method="nearest")
@@ -254,10 +254,10 @@ def judge_zeros(settings, rows):
     """
     claims = []
     for (task, data), sizes in PAPER_ZEROS.items():
-        cells = [line for line in rows if (line["task"], line["data"]) == (task, data) and line["hidden"] in sizes]
-        if cells:
-            seeds = by_cell([line for line in cells if line["dynamic"] != "diverged"], "seed").values()
-            mean, low, high = interval([np.mean([line["val_acc"] for line in lines]) for lines in seeds])
+        lines = [line for line in rows if (line["task"], line["data"]) == (task, data) and line["hidden"] in sizes]
+        if lines:
+            seeds = by_cell([line for line in lines if line["dynamic"] != "diverged"], "seed").values()
+            mean, low, high = interval([np.mean([line["val_acc"] for line in seed]) for seed in seeds])
             tried = " ".join(str(size) for size in sizes if size in settings.hidden)
             zero = beyond(FLOOR, low, high, False) if len(seeds) >= ENOUGH else None
             learned = (resampled_means(size_curve(rows, task, data, "val_acc")[1], draws=0) > 0.5).any()

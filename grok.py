@@ -82,7 +82,7 @@ def went_through(lines, history, *kinds):
 
 # figures
 
-PANELS = {      # what generalizes is green, what memorizes is black
+PANELS = {      # green: what generalizes; black: what memorizes, and the norm
     "accuracy": {"train_acc": ("train", "#000000"), "val_acc_unmirrored": ("validation", "#009E73")},
     "share, accuracy": {"circuit_share": ("generalizing circuit's\nshare of the logits", "#009E73"),
                         "fourier_top5": ("embedding power\nin 5 frequencies", "#56B4E9"),
@@ -290,7 +290,7 @@ def less_data(settings):
     return sorted({data for data in settings.forget_data if data < max(settings.data)})
 
 
-def side_seeds(settings):
+def fewer_seeds(settings):
     """The smaller of --seeds and --side-seeds."""
     return min(settings.seeds, settings.side_seeds)
 
@@ -301,7 +301,7 @@ def phase_grid(settings):
         fail("--hidden and --data: at least two values of each are needed for a phase diagram")
     if not less_data(settings):
         fail(f"--forget-data: less than {max(settings.data)} is needed, the largest of --data, which those runs begin with")
-    side = range(side_seeds(settings))
+    side = range(fewer_seeds(settings))
     diagram = [settings.run("addition", hidden, data, seed, experiment="plane")
                for hidden in settings.hidden for data in settings.data for seed in range(settings.seeds)]
     capacity = [settings.run("random", hidden, settings.p**2, seed, experiment="capacity")
@@ -335,10 +335,11 @@ def critical_sizes(data, accuracy, seed=0):
     fits = 0.5 + 0.5 * np.tanh((data - centre[:, None]) / width[:, None] / 2)                 # (curves, sizes of D)
     crossed = centre + width * np.log(levels / (1 - levels))[:, None]                         # (levels, curves)
     error = (fits**2).sum(1) - 2 * accuracy @ fits.T                                          # squared, less a constant
-    cumulated = np.exp((error.min(-1, keepdims=True) - error) / TOLERANCE).cumsum(-1)         # weights, (1 + draws, curves)
-    cumulated /= cumulated[:, -1:]
-    drawn = (cumulated < np.random.default_rng(seed).random((len(cumulated), 1))).sum(-1)     # a curve for each draw
-    sizes = np.concatenate([crossed @ np.diff(cumulated[0], prepend=0)[:, None], crossed[:, drawn[1:]]], -1)
+    weight = np.exp((error.min(-1, keepdims=True) - error) / TOLERANCE)                       # (1 + draws, curves)
+    share = weight.cumsum(-1) / weight.sum(-1, keepdims=True)
+    drawn = (share < np.random.default_rng(seed).random((len(share), 1))).sum(-1)             # a curve for each draw
+    estimate = crossed @ weight[0] / weight[0].sum()                                          # (levels,)
+    sizes = np.concatenate([estimate[:, None], crossed[:, drawn[1:]]], -1)
     return np.where(np.isnan(accuracy).any(-1), np.nan, sizes)
 
 
@@ -508,9 +509,10 @@ def confusion(settings, rows, now):
     return Counter((told["zones"], seen) for seen, told in both_ways(settings, rows, now).values() if seen and told["zones"])
 
 
-def share_right(found, name, other):
-    """Share of cells in which the predictor name is right, among those where it and the predictor other both predict; or NaN."""
-    return np.mean([told[name] == seen for seen, told in found.values() if seen and told[name] and told[other]] or np.nan)
+def share_right(found, predictor, beside):
+    """Share of cells in which a predictor is right, among those where it and the one beside it both predict; or NaN."""
+    both = [(seen, told) for seen, told in found.values() if seen and told[predictor] and told[beside]]
+    return np.mean([told[predictor] == seen for seen, told in both] or np.nan)
 
 
 # places as text
@@ -578,17 +580,17 @@ def crossing_place(settings, now, capacity):
 # the figures of phase
 
 
-def band(axis, x, draws, bounds, style="-o", shade=0.2, **look):
-    """A line for the estimate, the first of draws (1 + draws, n), and its interval: shaded, thin lines (0), or none.
+def band(axis, x, draws, bounds, style="-o", shade=0.2, thin=False, **look):
+    """A line for the estimate, the first of draws (1 + draws, n), and its interval: shaded, or between thin lines.
 
     bounds: the percentiles of the draws between which it lies.
     """
     low, high = np.percentile(draws[1:], bounds, axis=0)
     line, = axis.plot(x, draws[0], style, **look)
-    if shade:
-        axis.fill_between(x, low, high, color=line.get_color(), alpha=shade, lw=0)
-    elif shade == 0:
+    if thin:
         axis.plot(x, np.stack([low, high], 1), style, color=line.get_color(), lw=0.9)
+    elif shade:
+        axis.fill_between(x, low, high, color=line.get_color(), alpha=shade, lw=0)
 
 
 def edges(values):
@@ -618,13 +620,13 @@ def draw_diagram(settings, rows, now):
         draw_cell(axis, runs[now.hidden[i], now.data[j]], left[i:i + 2], bottom[j:j + 2], (widths[i], heights[j]))
     axis.vlines(left, bottom[0], bottom[-1], color="white", lw=4)
     axis.hlines(bottom, left[0], left[-1], color="white", lw=4)
-    look = {"shade": 0, "color": "black", "lw": 3, "path_effects": [withStroke(linewidth=6, foreground="white")]}
+    look = {"thin": True, "color": "black", "lw": 3, "path_effects": [withStroke(linewidth=6, foreground="white")]}
     once = mirrored_once(now.capacity, settings.p)
     band(axis, x, now.critical[0.5], ends(settings.seeds), "-",
          label=f"critical size (thin: {ends_name(settings.seeds)}; grey:\nmodels that cannot memorize so much)", **look)
-    band(axis, x, now.capacity, ends(side_seeds(settings)), "--",
-         label=f"memorization capacity (thin:\n{ends_name(side_seeds(settings))} of {side_seeds(settings)} seeds)", **look)
-    band(axis, x, once, ends(side_seeds(settings)), ":", label="capacity, mirrored\npairs counted once", **look)
+    band(axis, x, now.capacity, ends(fewer_seeds(settings)), "--",
+         label=f"memorization capacity (thin:\n{ends_name(fewer_seeds(settings))} of {fewer_seeds(settings)} seeds)", **look)
+    band(axis, x, once, ends(fewer_seeds(settings)), ":", label="capacity, mirrored\npairs counted once", **look)
     (size, where), (size_once, where_once) = (crossing(now.hidden, now.critical[0.5], each) for each in (now.capacity, once))
     small = np.argmax([*now.able, True])      # so many sizes, and a line on to the crossing
     axis.plot([*x[:small], np.log2(size[0])], [*now.critical[0.5][0, :small], where[0]], color="#888888", lw=3)
@@ -658,7 +660,7 @@ def draw_accuracy(axis, settings, now):
 
 def draw_capacity(axis, settings, now):
     """Figure 4: the memorization capacity against hidden size."""
-    bounds = ends(side_seeds(settings))
+    bounds = ends(fewer_seeds(settings))
     band(axis, now.hidden, now.capacity, bounds, ms=4, color="black", label="accuracy on random labels times p²")
     once = mirrored_once(now.capacity, settings.p)
     band(axis, now.hidden, once, bounds, ":o", ms=4, color="black", label="mirrored pairs counted once")
@@ -671,7 +673,7 @@ def draw_critical(axis, settings, found):
     """The critical size against hidden size, at several steps of the same runs."""
     for (until, then), color in zip(found.items(), ("#9BD1F0", "#56B4E9", "#0072B2")):
         band(axis, then.hidden, then.critical[0.5], ends(settings.seeds), ms=4, color=color,
-             label=f"step {round(until * settings.steps)}", shade=0.2 if until == 1 else None)
+             label=f"step {round(until * settings.steps)}", shade=0.2 if until == 1 else 0)
     axis.axhline(then.data[-1], color="#999999", lw=0.8, ls="--")
     axis.annotate("largest D tried", (then.hidden[-1], then.data[-1]), (0, 3), textcoords="offset points", ha="right",
                   fontsize=8, color="#666666")
@@ -817,13 +819,13 @@ def judge_paper_numbers(settings, rows, now):
 
 def judge_capacity(settings, rows, curves, earlier, now):
     """Claims on the memorization capacity (figure 4), where it is below all pairs."""
-    partly = now.capacity[0] < 0.99 * settings.p**2
+    partly, known = now.capacity[0] < 0.99 * settings.p**2, np.isfinite(now.capacity[0]).all()
     rise, grown = np.diff(now.capacity)[1:, partly[:-1]], now.capacity[0] / earlier.capacity[0].clip(1) - 1
-    low, high = np.percentile(rise, ends(side_seeds(settings)), axis=0)      # from each size to the next
+    low, high = np.percentile(rise, ends(fewer_seeds(settings)), axis=0)      # from each size to the next
     at = np.nanargmax(abs(grown)) if np.isfinite(grown).any() else 0
     claims = [claim("fig 4: memorization capacity rises with size", "rises",
                     ", ".join(f"{with_interval(each, style='{:.0f}')} (d = {h})" for h, each in zip(now.hidden, now.capacity[0])),
-                    False if (high <= 0).any() else True if len(low) and (low > 0).all() else None),
+                    False if (high <= 0).any() else True if known and len(low) and (low > 0).all() else None),
               claim("capacity: change over the second half of the steps", f"(converged: {CONVERGED:.0%})",
                     f"{with_interval(grown[at], style='{:+.1%}')} at most (d = {now.hidden[at]})",
                     None if np.isnan(grown).any() else (abs(grown) < CONVERGED).all())]
@@ -861,8 +863,8 @@ def judge_zones(settings, rows, now):
     known = enough and np.isfinite(now.capacity[0] + now.critical[0.5][0]).all()      # both curves at every size
     for name, paper in (("zones", "all"), ("mirrored pairs counted once", "all"), ("without a zone of semi-grokking", "(all)")):
         which = "" if name == "zones" else f", {name}"
-        right, by_size, by_same = np.array([[share_right(each, other, name) for other in (name, "hidden size", "the same cell")]
-                                            for each in found]).T
+        right, by_size, by_same = np.array([[share_right(each, predictor, name)
+                                             for predictor in (name, "hidden size", "the same cell")] for each in found]).T
         (low, high), (least, most) = (np.percentile(each, [2.5, 97.5]) if known else (np.nan, np.nan)
                                       for each in (right, right - by_size))
         text = (f"{with_interval(right.mean(), low, high, '{:.0%}')} of {len(now.hidden) * len(now.data)} cells; "
@@ -915,7 +917,7 @@ def judge_cost(rows):
     claims = [claim("cost of memorizing more examples: exponent k in norm ~ D^k", "rises", found, beyond(0, least, most, True))]
     low, high, found = exponent("grokking")
     largest, smallest = max(-low, high), max(low, -high)      # |k| in its interval (smallest below 0: it holds 0)
-    stays, moves = largest < least / 2, smallest > max(0, most) / 2      # against half of the k of memorizing, all its interval
+    stays, moves = largest < least / 2, smallest > np.maximum(0, most) / 2      # against half of memorizing's k, all its interval
     claims.append(claim("cost of generalizing more examples: exponent k in norm ~ D^k, runs that grokked by half of the steps",
                         "stays", found, True if stays else False if moves else None))
     less = []
