@@ -268,7 +268,7 @@ class Plane(Settings):
     data: tuple[int, ...] = option("training examples D", minimum=1)
     forget_hidden: int = option("hidden size of the runs that grok on the largest D and then go on with less",
                                 minimum=1, maximum=10_000)
-    forget_data: tuple[int, ...] = option("D that they go on with, for as many steps again; the largest --data and above are left out",
+    forget_data: tuple[int, ...] = option("D to go on with, for as many steps again; those not below the largest D are left out",
                                            minimum=1)
     side_seeds: int = option("at most so many seeds for the capacity, and for going on with less", 3, minimum=1)
 
