@@ -2381,49 +2381,50 @@ def test_readme_tells_what_the_reference_results_say():
     assert results_table() in (HERE / "README.md").read_text()
 
 
-def reference(script, folder):
-    """Settings, rows and claims of the results in a folder of figures/."""
-    summary = json.loads((HERE / "figures" / folder / "summary.json").read_text())
-    kind = type(script.PRESETS["quick"])
+FOLDERS = sorted(path.name for path in (HERE / "figures").glob("*-*"))
+
+
+def reference(folder):
+    """What judges the results in a folder of figures/, and their settings, rows, curves (if they matter) and claims."""
+    out, name = HERE / "figures" / folder, folder.rsplit("-", 1)[0]
+    presets, judge = {"grok": (grok.PRESETS, grok.judge), "grok-phase": (grok.PLANES, grok.judge_phase),
+                      "double_descent": (double_descent.PRESETS, double_descent.judge),
+                      "emergence": (emergence.PRESETS, emergence.judge)}[name]
+    kind, summary = type(presets["quick"]), json.loads((out / "summary.json").read_text())
     settings = kind(**{f.name: tuple(value) if isinstance(value, list) else value for f in fields(kind)
                        for value in [summary["configuration"][f.name]]})
-    return settings, common.read_table(HERE / "figures" / folder / "runs.csv"), summary["claims"]
+    rows, curves = common.read_results(out) if "grok" in name else (common.read_table(out / "runs.csv"), {})
+    return judge, settings, rows, curves, summary["claims"]
 
 
-WITHOUT_CURVES = sorted(path.name for path in (HERE / "figures").glob("[de]*-*"))      # double_descent and emergence
-
-
-@pytest.mark.parametrize("folder", WITHOUT_CURVES)
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_the_verdicts_of_the_reference_results_are_those_of_the_code(folder):
-    """(Those of grok.py need curves.npz, which is too large to keep.)"""
-    script = double_descent if folder.startswith("double") else emergence
-    settings, rows, claims = reference(script, folder)
-    assert script.judge(settings, rows, {}) == claims
+    judge, settings, rows, curves, claims = reference(folder)
+    assert judge(settings, rows, curves) == claims
 
 
-@pytest.mark.parametrize("folder", WITHOUT_CURVES)
+@pytest.mark.parametrize("folder", [folder for folder in FOLDERS if "grok" not in folder])
 def test_no_verdict_turns_into_its_opposite_without_a_size_a_seed_or_a_d(folder):
     """Less work may leave a claim undecided; it does not refute what more work shows, nor show what more work refutes."""
-    script = double_descent if folder.startswith("double") else emergence
-    settings, rows, claims = reference(script, folder)
+    judge, settings, rows, curves, claims = reference(folder)
     known = {c["claim"].split(", n =")[0]: c["holds"] for c in claims}
     sizes = {line["hidden"] for line in rows}
     parts = [[line for line in rows if line["hidden"] != hidden] for hidden in sizes]
     parts += [[line for line in rows if line["seed"] != seed] for seed in range(settings.seeds)]
     parts += [[line for line in rows if (line["task"], line["data"]) != ("addition", data)]
-              for data in settings.data] if script is double_descent else []
+              for data in settings.data] if "double" in folder else []
     for part in parts:
         kept = [i for i, hidden in enumerate(settings.hidden) if any(line["hidden"] == hidden for line in part)]
         fewer = {"hidden": tuple(settings.hidden[i] for i in kept)}
-        if script is emergence:
+        if "emergence" in folder:
             fewer["layers"] = tuple(settings.layers[i] for i in kept)
         else:
             fewer["data"] = tuple(sorted({line["data"] for line in part if line["task"] == "addition"}))
-        for c in script.judge(replace(settings, **fewer), part, {}):
+        for c in judge(replace(settings, **fewer), part, curves):
             assert {known.get(c["claim"].split(", n =")[0]), c["holds"]} != {True, False}, c
 
 
-@pytest.mark.parametrize("folder", sorted(path.name for path in (HERE / "figures").glob("*-*")))
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_the_command_of_the_reference_results_makes_their_settings(folder, monkeypatch):
     summary = json.loads((HERE / "figures" / folder / "summary.json").read_text())
     name, *words = summary["command"].split()
