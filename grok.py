@@ -411,7 +411,7 @@ def measured(settings, rows, curves, until=1.0):
     hidden, data = np.array(sorted(set(settings.hidden))), np.array(sorted(set(settings.data)))
     values, accuracy, capacity = [], [], []
     for i, h in enumerate(hidden):
-        values.append([val_acc_at(rows, curves, until, experiment="plane", hidden=h, data=d) for d in data])
+        values.append([val_acc_at(rows, curves, until, experiment="plane", hidden=h, data=each) for each in data])
         accuracy.append(resampled_means(np.array(values[i]), i, draws=1000))      # draws of its own
         capacity.append(resampled_means(most_known(rows, curves, h, until)[0], i, draws=1000))
     critical = np.stack([critical_sizes(data, each, i) for i, each in enumerate(accuracy)], -1)  # (levels, 1 + draws, sizes)
@@ -485,16 +485,16 @@ def predictions(p, rows, now, chosen):
 
     def most(h, sizes, mine):
         """The most frequent dynamic of the chosen seeds (mine) or of the others, at a hidden size and these D."""
-        return observed([line for d in sizes for line in runs[h, d] if chosen[line["seed"]] == mine])
+        return observed([line for data in sizes for line in runs[h, data] if chosen[line["seed"]] == mine])
     for i, h in enumerate(now.hidden if chosen.any() else ()):
         rises, middle, risen = critical_sizes(now.data, resampled_means(now.values[i][:, chosen], draws=0))[:, 0]      # at LEVELS
         by_size = most(h, now.data, True)
-        for d in now.data:
-            found[h, d] = most(h, [d], False), {
-                "zones": zone(d, rises, risen, now.capacity[0, i]),
-                "mirrored pairs counted once": zone(d, rises, risen, once[i]),
-                "without a zone of semi-grokking": zone(d, middle, middle, now.capacity[0, i]),
-                "hidden size": by_size, "the same cell": most(h, [d], True)}
+        for data in now.data:
+            found[h, data] = most(h, [data], False), {
+                "zones": zone(data, rises, risen, now.capacity[0, i]),
+                "mirrored pairs counted once": zone(data, rises, risen, once[i]),
+                "without a zone of semi-grokking": zone(data, middle, middle, now.capacity[0, i]),
+                "hidden size": by_size, "the same cell": most(h, [data], True)}
     return found
 
 
@@ -703,15 +703,15 @@ def draw_cost(axis, rows):
     labels = []
     for kind, mark in (("ungrokking", "-^"), ("grokking", "-o")):
         for (h,), lines in by_cell(settled(rows, kind), "hidden").items():
-            norms = {d: np.mean([line["norm"] for line in seeds]) for (d,), seeds in sorted(by_cell(lines, "data").items())}
+            norms = {data: np.mean([line["norm"] for line in seeds]) for (data,), seeds in sorted(by_cell(lines, "data").items())}
             axis.plot(list(norms), list(norms.values()), mark, color=COLORS[kind])
             labels.append((norms[max(norms)], max(norms), h, COLORS[kind]))
         when = " by half of the steps" if kind == "grokking" else ""
         axis.plot([], [], mark, color=COLORS[kind], label=f"{kind}{when}")
     gap, place = np.ptp(axis.get_ylim()) / 30, {}
-    for norm, d, h, color in sorted(labels):      # labels one above the other where lines end close together
-        place[d] = max(place.get(d, -np.inf) + gap, norm)
-        axis.annotate(f"  d = {h}", (d, place[d]), va="center", fontsize=8, color=color)
+    for norm, data, h, color in sorted(labels):      # labels one above the other where lines end close together
+        place[data] = max(place.get(data, -np.inf) + gap, norm)
+        axis.annotate(f"  d = {h}", (data, place[data]), va="center", fontsize=8, color=color)
     axis.margins(x=0.12)
     axis.set(xlabel="training examples D", ylabel="parameter norm, last step",
              title="What a circuit costs: norm against data, a line per hidden size")
@@ -792,10 +792,10 @@ def judge_paper_numbers(settings, rows, now):
     if settings.p != 113:
         return []
     claims, runs = [], by_cell(plane(rows), "hidden", "data")
-    for (h, d), perfect in PAPER_PERFECT.items():
-        if (h, d) in runs:
-            mean, low, high = interval([line["val_acc_unmirrored"] for line in runs[h, d]])
-            claims.append(claim(f"fig 3: accuracy at d = {h}, D = {d}", f"{'' if perfect else 'not '}near perfect (0.9)",
+    for (h, data), perfect in PAPER_PERFECT.items():
+        if (h, data) in runs:
+            mean, low, high = interval([line["val_acc_unmirrored"] for line in runs[h, data]])
+            claims.append(claim(f"fig 3: accuracy at d = {h}, D = {data}", f"{'' if perfect else 'not '}near perfect (0.9)",
                                 with_interval(mean, low, high), beyond(0.9, low, high, perfect)))
     sizes = (now.hidden >= 32) & (now.hidden <= 64)
     known = by_cell([line for line in plane(rows) if line["dynamic"] != "diverged"], "hidden", "data")
@@ -894,11 +894,11 @@ def judge_double_descent(settings, rows, now):
         return [claim(text, "-", "where the curves cross is not known", None)]
     (low, high), largest = np.nanpercentile(where[1:], ends(settings.seeds)), now.critical[0.5][:, -1]
     returns = np.percentile(largest[1:], ends(settings.seeds)[1])      # the D above which the largest model surely generalizes
-    expected = {d: "dip" if returns < d < low else "no dip" if d > high else None for d in now.data}
-    seen = {d: dip_of(plane(rows), "addition", d)[-1] for d in now.data}
-    tested = {d: seen[d] == expected[d] for d in now.data if expected[d] and seen[d] != "undecided"}
-    both = {expected[d] for d in tested} == {"dip", "no dip"}
-    ours, found = (", ".join(f"{d}: {dip}" for d, dip in each.items() if dip) for each in (expected, seen))
+    expected = {data: "dip" if returns < data < low else "no dip" if data > high else None for data in now.data}
+    seen = {data: dip_of(plane(rows), "addition", data)[-1] for data in now.data}
+    tested = {data: seen[data] == dip for data, dip in expected.items() if dip and seen[data] != "undecided"}
+    both = {expected[data] for data in tested} == {"dip", "no dip"}
+    ours, found = (", ".join(f"{data}: {dip}" for data, dip in each.items() if dip) for each in (expected, seen))
     between = f"{bounded(largest, now.data, settings.seeds)} to {bounded(where, now.data, settings.seeds)}"
     return [claim(text, f"(from the curves: {ours})" if ours else "-", f"{between}; {found}",
                   False if False in tested.values() else True if both else None)]
