@@ -105,8 +105,9 @@ def draw_dynamics(settings, rows, curves):
                 axis.plot(history["step"][0, 1:], np.ma.median(known, 0), color=color, lw=2, label=text)
             axis.grid(alpha=0.25)
         middle = np.ma.median(np.ma.masked_invalid(history["val_acc_unmirrored"]), 0).filled(0)
+        risen = first_step(history["step"][0], middle, 0.5)
         for axis in column:
-            axis.axvline(first_step(history["step"][0], middle, 0.5) or np.nan, color="#D55E00", lw=1, ls="--", zorder=3)
+            axis.axvline(risen or np.nan, color="#D55E00", lw=1, ls="--", zorder=3)
         counts = count_dynamics(lines).replace(", ", ",\n")
         cell = f"the cell of {expected}:\nhidden {lines[0]['hidden']}, D = {lines[0]['data']}"
         column[0].set_title(f"{cell}\n{counts}", fontsize=11, color=COLORS.get(majority(lines), "black"))

@@ -1823,7 +1823,7 @@ def test_a_rank_or_a_number_of_ranks_alone_is_not_of_torchrun(copied, alone, mon
     assert here(*TINY, "--seeds", 2, "--out", copied, "--plot-only").returncode == 0
 
 
-def test_plot_only_redraws_and_touches_nothing_else(copied, tmp_path):
+def test_plot_only_judges_and_redraws_and_touches_nothing_else(copied, tmp_path):
     (copied / "dynamics.png").unlink()
     before = (copied / "summary.json").read_bytes()
     assert here(*TINY, "--seeds", 2, "--out", copied, "--plot-only").returncode == 0
@@ -2438,6 +2438,7 @@ def test_the_command_of_the_reference_results_makes_their_settings(folder, monke
 
 def test_readme_quotes_the_code_and_shows_figures_that_are_there():
     readme = (HERE / "README.md").read_text()
+    assert not re.search(r"(?m)^ *[+] ", readme)      # Markdown makes a list of it
     code = {line.strip() for script in SCRIPTS for line in (HERE / script).read_text().splitlines()}
     blocks = re.findall(r"```python\n(.*?)```", readme, re.S)
     quoted = [line.strip() for block in blocks for line in block.splitlines() if line.strip()]
