@@ -35,7 +35,7 @@ class Grid(Settings):
     """Every hidden size with every D of each task."""
     hidden: tuple[int, ...] = option("hidden sizes", minimum=1, maximum=10_000)
     data: tuple[int, ...] = option("training examples D of addition", minimum=1)
-    squared_data: tuple[int, ...] = option("training examples D of (a + b)^2", minimum=1)
+    squared_data: tuple[int, ...] = option("training examples D of (a + b)^2; 0: addition only")
 
 
 PRESETS = {
@@ -50,12 +50,13 @@ PRESETS = {
 
 
 def tasks(settings):
-    """Both tasks, each with its training-set sizes, ascending."""
-    return ("addition", sorted(set(settings.data))), ("squared_addition", sorted(set(settings.squared_data)))
+    """Pairs of a task and its training-set sizes, ascending."""
+    sizes = {"addition": set(settings.data), "squared_addition": set(settings.squared_data) - {0}}
+    return [(task, sorted(each)) for task, each in sizes.items() if each]
 
 
 def grid(settings):
-    """The runs: every hidden size and D of both tasks with every seed."""
+    """The runs: every hidden size and D of each task with every seed."""
     return [settings.run(task, hidden, data, seed, experiment="double_descent")
             for task, sizes in tasks(settings) for data in sizes for hidden in settings.hidden for seed in range(settings.seeds)]
 
@@ -97,10 +98,10 @@ def draw_task(top, bottom, rows, task, styles):
 def draw(settings, rows, curves):
     """Figures 6 and 7: validation accuracy, and training accuracy beneath, against hidden size; a panel per task."""
     figure = Figure(figsize=(10, 7), layout="constrained")
-    axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 1))
+    axes = figure.subplots(2, len(tasks(settings)), sharex=True, sharey="row", height_ratios=(3, 1), squeeze=False)
     axes[1, 0].set(xscale="log", xlim=(min(settings.hidden) / 1.15, max(settings.hidden) * 1.15))
     formula = {"addition": f"(a + b) mod {settings.p}", "squared_addition": f"(a + b)$^2$ mod {settings.p}"}
-    every, verdicts = sorted({*settings.data, *settings.squared_data}), set()
+    every, verdicts = sorted({data for _, sizes in tasks(settings) for data in sizes}), set()
     for (top, bottom), (task, sizes) in zip(axes.T, tasks(settings)):
         verdicts |= draw_task(top, bottom, rows, task, {data: LINES[every.index(data) % len(LINES)] for data in sizes})
         top.set_title(formula[task], fontsize=13)

@@ -1690,6 +1690,16 @@ def test_prediction_1_is_judged_on_the_harder_task_too():
     assert first["claim"].startswith("prediction 1: squared_addition") and first["holds"] is True
 
 
+def test_addition_can_be_trained_alone():
+    settings = replace(DIPS, squared_data=(0,))
+    rows = [line for line in made_up_rows(True, False, True) if line["task"] == "addition"]
+    assert {run.task for run in double_descent.grid(settings)} == {"addition"}
+    whole, alone = (double_descent.judge(each, made_up_rows(True, False, True), {}) for each in (DIPS, settings))
+    assert alone == [c for c in whole if c["claim"].startswith(("addition", "prediction 1 "))]
+    panel, beneath = double_descent.draw(settings, rows, {})["double_descent.png"].axes
+    assert len(panel.lines) == len(beneath.lines) == 2 and panel.lines[0].get_linestyle() == "-"
+
+
 # the phenomenon, and the scripts by their command line
 
 
@@ -2121,6 +2131,10 @@ def test_double_descent_by_its_command_line_and_two_ranks_one_of_them_killed_giv
     assert (tmp_path / "two" / "runs.csv").read_bytes() == (tmp_path / "one" / "runs.csv").read_bytes()
     done = python(*launch, HERE / "double_descent.py", *arguments, "--lr", 0.5, "--out", tmp_path / "two")
     assert done.returncode != 0 and "holds results with lr" in done.stderr and "barrier" not in done.stderr
+    alone = here(*arguments[:-1], 0, "--out", tmp_path / "alone", script=double_descent)
+    lines = (tmp_path / "one" / "runs.csv").read_text().splitlines()
+    assert alone.returncode == 0 and (tmp_path / "alone" / "runs.csv").read_text().splitlines() == [
+        line for line in lines if not line.startswith("squared")]
 
 
 # the sweep
