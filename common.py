@@ -201,6 +201,48 @@ class ReLU(torch.autograd.Function):
         return torch.ops.aten.threshold_backward.grad_input(gradient, x, 0, grad_input=gradient)
 
 
+class OneDNN(torch.autograd.Function):
+    """Equal to x @ weight, plus bias if there is one, by oneDNN: on AMD's CPUs with AVX-512 in half of the time.
+
+    PyTorch multiplies float32 by MKL, which leaves AVX-512 to Intel's CPUs; oneDNN, which PyTorch comes with, does not. This is
+    how torch.compile calls it.
+    """
+
+    works = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    least = 2**21       # multiplications in a product of one run: with fewer, the calls take longer than they save
+
+    @staticmethod
+    def times(x, y, bias=None):
+        """x (R, n, a) @ y (R, b, a).mT, plus bias (R, b): (R, n, b)."""
+        runs = [torch.ops.mkldnn._linear_pointwise(x[i], y[i], None if bias is None else bias[i], "none", [], "")
+                for i in range(len(x))]
+        return torch.stack(runs) if len(runs) > 1 else runs[0].unsqueeze_(0)      # in place, as ReLU takes no view
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        """x (R, n, a), weight (R, a, b), bias (R, b) or None -> (R, n, b)."""
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return OneDNN.times(x, weight.mT, bias)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        """gradient (R, n, b) -> (R, n, a), (R, a, b), and (R, b) or None."""
+        x, weight = ctx.saved_tensors
+        wide = x.shape[-1] > gradient.shape[-1]                                               # faster with the fewer rows
+        of_weight = OneDNN.times(gradient.mT, x.mT).mT if wide else OneDNN.times(x.mT, gradient.mT)
+        return OneDNN.times(gradient, weight), of_weight, gradient.sum(1) if ctx.has_bias else None
+
+
+def product(x, weight, bias=None):
+    """x (R, n, a) @ weight (R, a, b), plus bias (R, b) if there is one: (R, n, b)."""
+    if (not torch.compiler.is_compiling() and OneDNN.works and x.device.type == "cpu" and x.dtype == torch.float32
+            and x.shape[1] * x.shape[2] * weight.shape[2] >= OneDNN.least
+            and torch.backends.mkldnn.enabled and not torch.is_autocast_enabled("cpu")):
+        return OneDNN.apply(x, weight, bias)
+    return x @ weight if bias is None else torch.baddbmm(bias[:, None], x, weight)
+
+
 class Inputs:
     """Token sequences of a population, (R, N, T), and which rows of the table of attention each of them reads.
 
@@ -245,7 +287,7 @@ class Block(nn.Module):
         """
         def per_head(x, weight):
             """x (R, N, T, d) times weight (R, d, d), divided among the heads."""
-            return (x.flatten(1, 2) @ weight).view(*x.shape[:3], self.heads, -1)              # (R, N, T, heads, d/heads)
+            return product(x.flatten(1, 2), weight).view(*x.shape[:3], self.heads, -1)        # (R, N, T, heads, d/heads)
         query, key, value = per_head(x[:, :, -1:] if last else x, self.query), per_head(x, self.key), per_head(x, self.value)
         if textbook:
             heads = (each.transpose(2, 3) for each in (query, key, value))                    # (R, N, heads, T, d/heads)
@@ -286,13 +328,13 @@ class Block(nn.Module):
         read (R, n, d) is what attention has read, n the number of examples, or of all their positions. serves (R, N, 2), if
         not None: which half of the units serves an example, the first addition and the second the memorization.
         """
-        x = torch.baddbmm(x, read, self.output)
-        units = torch.baddbmm(self.mlp_in_bias[:, None], x, self.mlp_in)                      # (R, n, 4d)
+        x = x + product(read, self.output)                                                    # (R, n, d)
+        units = product(x, self.mlp_in, self.mlp_in_bias)                                     # (R, n, 4d)
         units = F.relu(units) if torch.compiler.is_compiling() else ReLU.apply(units)         # the compiler fuses the plain one
         if serves is not None:
             halves = units.view(*serves.shape[:2], -1, 2, units.shape[-1] // 2)               # (R, N, T or 1, 2, 2d)
             units = (halves * serves[:, :, None, :, None]).view_as(units)
-        return torch.baddbmm(x + self.mlp_out_bias[:, None], units, self.mlp_out)
+        return x + product(units, self.mlp_out, self.mlp_out_bias)
 
 
 class Transformer(nn.Module):
@@ -321,7 +363,7 @@ class Transformer(nn.Module):
             table = (self.embed[:, None] + self.position[:, :-1, None]).flatten(1, 2)         # (R, (T-1) * vocabulary, d)
             equals = self.embed[:, self.equals, None] + self.position[:, -1:]                 # (R, 1, d)
             read = self.blocks[0].attention_by_table(table, equals, inputs)
-            return self.blocks[0].add(equals, read, inputs.serves) @ self.unembed
+            return product(self.blocks[0].add(equals, read, inputs.serves), self.unembed)
         r, n, _ = inputs.tokens.shape
         own = torch.arange(r, device=self.embed.device)[:, None, None] * self.embed.shape[1]
         x = F.embedding(inputs.tokens + own, self.embed.flatten(0, 1)) + self.position[:, None]    # (R, N, T, d)
@@ -330,7 +372,7 @@ class Transformer(nn.Module):
             read = block.attention(x, last, textbook).flatten(1, 2)
             x = (x[:, :, -1:] if last else x).flatten(1, 2)                                   # (R, N*T, d)
             x = block.add(x, read, inputs.serves).unflatten(1, (n, -1))                        # (R, N, T or 1, d)
-        return x[:, :, -1] @ self.unembed
+        return product(x[:, :, -1], self.unembed)
 
 
 def parameters(run):
@@ -646,8 +688,8 @@ def expected_seconds(populations, options):
     torch.set_float32_matmul_precision("high" if options.precision == "tf32" else "highest")
     kind = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
     n = 512 if options.device == "cpu" else 2048        # a GPU is done with a small one sooner than it is told of the next
-    x, weight = (torch.randn(rows, n, device=options.device, dtype=kind) for rows in (4 * n, n))
-    seconds = seconds_per_call({"product": lambda: x @ weight}, options.device, 5)["product"]
+    x, weight = (torch.randn(1, rows, n, device=options.device, dtype=kind) for rows in (4 * n, n))
+    seconds = seconds_per_call({"product": lambda: product(x, weight)}, options.device, 5)["product"]
     works = list(map(work, populations))
     return 3 * max(sum(works) / options.workers, max(works, default=0)) * seconds / (8 * n**3)
 
@@ -1454,13 +1496,13 @@ def seconds_per_call(functions, device, rounds):
 def matrix_products(run, count, device):
     """A function that makes only the matrix products per example of a training step of count runs: its lower bound."""
     n, d, p = run.data, run.hidden, run.p
-    products = [[torch.randn(count, *shape, device=device) for shape in ((n, a), (a, b), (n, b))]
+    products = [[torch.randn(count, *shape, device=device, requires_grad=True) for shape in ((n, a), (a, b), (n, b))]
                 for a, b in ((d, d), (d, 4 * d), (4 * d, d), (d, p))]
 
     def multiply():
         """Forward, and backward to the inputs and to the weights."""
         for x, weight, gradient in products:
-            x @ weight, gradient @ weight.mT, x.mT @ gradient
+            torch.autograd.grad(product(x, weight), (x, weight), gradient)
     return multiply
 
 
@@ -1491,9 +1533,11 @@ def benchmark():
     optimizer = torch.optim.AdamW(model.parameters())
 
     def textbook():
-        """A training step of one model, as one would write it."""
+        """A training step of one model, as one would write it, with PyTorch's own choice of products."""
         optimizer.zero_grad()
+        torch.backends.mkldnn.enabled = False
         F.cross_entropy(model(dataset.inputs, textbook=True)[0], dataset.labels[0]).backward()
+        torch.backends.mkldnn.enabled = True
         optimizer.step()
     functions = {"one at a time": textbook, "packed": step()[0],
                  "products": matrix_products(runs[0], count, device)}

@@ -210,6 +210,66 @@ def test_gradients_written_by_hand_equal_numerical_ones():
     torch.testing.assert_close(common.ReLU.apply(2 * x), F.relu(2 * x), rtol=0, atol=0)
 
 
+@pytest.fixture
+def one_dnn(monkeypatch):
+    """oneDNN makes all products that it can, whatever the CPU; the list tells which it made."""
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("PyTorch without oneDNN")
+    made, times = [], common.OneDNN.times
+    for name, value in (("works", True), ("least", 0), ("times", lambda *rest: made.append(rest[0].shape) or times(*rest))):
+        monkeypatch.setattr(common.OneDNN, name, value)
+    return made
+
+
+@pytest.mark.parametrize("r, n, a, b", [(1, 7, 3, 5), (3, 7, 5, 3), (2, 1, 4, 4)])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_products_by_one_dnn_equal_those_in_float64(r, n, a, b, has_bias, one_dnn):
+    draw = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(shape, generator=draw, requires_grad=True) for shape in ((r, n, a), (r, a, b), (r, b))[:2 + has_bias]]
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    expected = exact[0] @ exact[1] + (exact[2][:, None] if has_bias else 0)
+    given = torch.randn(r, n, b, generator=draw)
+    for gradient in (given, given.mT.contiguous().mT, given[:1, :1, :1].expand(r, n, b)):
+        found = common.product(*leaves)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+        for mine, true in zip(torch.autograd.grad(found, leaves, gradient),
+                              torch.autograd.grad(expected, exact, gradient.double(), retain_graph=True)):
+            torch.testing.assert_close(mine.double(), true, rtol=1e-5, atol=1e-5)
+    assert len(one_dnn) == 9
+
+
+@pytest.mark.parametrize("more", [{}, {"layers": 2, "memorize": 20, "split": True}])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_model_by_one_dnn_equals_the_plain_one(more, count, one_dnn, monkeypatch):
+    runs, gradients, made = runs_of(count, **more), [], []
+    for works in (True, False):
+        monkeypatch.setattr(common.OneDNN, "works", works)
+        data, model = Dataset(runs, "cpu"), Transformer(runs)
+        common.training_loss(model(data.inputs), data.labels, "float32").backward()
+        gradients.append([w.grad for w in model.parameters()])
+        made.append(len(one_dnn))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+    assert made == [3 * (13 if more else 4)] * 2
+
+
+def test_products_that_one_dnn_does_not_make(one_dnn, monkeypatch):
+    x, weight = torch.randn(2, 6, 3), torch.randn(2, 3, 4)
+    common.product(x.double(), weight.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert common.product(x, weight).dtype == torch.bfloat16
+    torch.backends.mkldnn.enabled = False
+    common.product(x, weight)
+    torch.backends.mkldnn.enabled = True
+    for name, value in (("least", 73), ("works", False)):
+        monkeypatch.setattr(common.OneDNN, name, value)
+        common.product(x, weight)
+    assert one_dnn == []
+    monkeypatch.setattr(common.OneDNN, "works", True)
+    monkeypatch.setattr(common.OneDNN, "least", 72)
+    common.product(x, weight)
+    assert len(one_dnn) == 1
+
+
 def test_attention_by_table_survives_scores_far_apart():
     """Scores 60 apart in a head, as seen in training, once overflowed in the backward pass."""
     runs = runs_of(2)
@@ -289,8 +349,8 @@ def test_loss_trained_on_and_its_gradient_equal_pytorchs():
 
 
 @pytest.mark.parametrize("more", [{"memorize": 20, "split": True}, {"layers": 2, "loss": "exact"}])
-def test_a_compiled_step_equals_the_plain_one(more, monkeypatch):
-    """Traced as torch.compile does it, without the C++ compiler that not every machine has."""
+def test_a_compiled_step_equals_the_plain_one(more, one_dnn, monkeypatch):
+    """Traced as torch.compile does it, without the C++ compiler that not every machine has; and without oneDNN."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     def trained(compiled):
         runs = runs_of(2, **more)
@@ -299,7 +359,10 @@ def test_a_compiled_step_equals_the_plain_one(more, monkeypatch):
         for _ in range(3):
             step()
         return torch.cat([w.detach().flatten() for w in model.parameters()])
-    torch.testing.assert_close(trained(True), trained(False), rtol=1e-5, atol=1e-6)
+    compiled = trained(True)
+    assert not one_dnn
+    torch.testing.assert_close(compiled, trained(False), rtol=1e-5, atol=1e-6)
+    assert one_dnn
 
 
 def test_measures_are_of_the_pairs_that_they_name():
