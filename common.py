@@ -469,7 +469,8 @@ def circuits(logits, dataset):
     """
     delta = torch.arange(dataset.run.p, device=logits.device)
     x = logits - logits.mean(-1, keepdim=True)
-    x = x.gather(-1, (dataset.answers[..., None] + delta) % len(delta))                       # (R, p*p, p): delta 0 is right
+    place = (dataset.answers[:1, :, None] + delta) % len(delta)                               # (1, p*p, p), the same in all runs
+    x = x.gather(-1, place.expand_as(x))                                                      # (R, p*p, p): delta 0 is right
     unseen = dataset.unmirrored[..., None].float()                                            # (R, p*p, 1)
     count = unseen.sum((1, 2))                                                                # (R,)
     part = (unseen.mT @ x).squeeze(1) / count[:, None]                                        # (R, p)
