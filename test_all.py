@@ -2420,14 +2420,15 @@ def test_script_metadata_equals_requirements():
         assert listed == [line for line in wanted if not line.startswith("pytest")] and 'requires-python = ">=3.10"' in block
 
 
-REFERENCES = {"grok-paper": "grok-small", "grok-phase-paper": "grok-phase-small",
-              "double_descent-paper": "double_descent-small", "emergence-paper": "emergence-small"}
+REFERENCES = [("grok-paper", "grok-small"), ("grok-phase-paper", "grok-phase-small"),
+              ("double_descent-paper", "double_descent-small"), ("double_descent-longer",),
+              ("emergence-paper", "emergence-small")]
 
 
 def results_table():
     """The README's table of claims, from the summary.json files in figures/; python test_all.py writes it there.
 
-    A row for each claim at p = 113, with the verdict at p = 59 at its end; then those made at p = 59 alone.
+    A row for each claim at p = 113, with the verdict at p = 59, if there is one, at its end; then those made at p = 59 alone.
     """
     lines = ["| claim | paper | measured, p = 113 | holds | p = 59 |", "| --- | --- | --- | --- | --- |"]
 
@@ -2442,12 +2443,12 @@ def results_table():
         names = {True: "yes", False: "**no**", None: "undecided"}
         return {c["claim"]: (c, names[c["holds"]]) for c in summary["claims"]
                 if c["holds"] is not None or c["paper"] != "-" and not c["claim"].startswith("in the zone")}
-    for folders in REFERENCES.items():
-        made, other = (json.loads((HERE / "figures" / folder / "summary.json").read_text()) for folder in folders)
-        command, smaller = (re.sub(r" --(threads|out) \S+", "", each["command"]) for each in (made, other))
-        lines.append(f"| **`python {command}`** ({how(made)}); last column: `python {smaller}` ({how(other)}); "
-                     f"{made['device']}, torch {made['torch']} | | | | |")
-        main, side = verdicts(made), verdicts(other)
+    for folders in REFERENCES:
+        made, *others = (json.loads((HERE / "figures" / folder / "summary.json").read_text()) for folder in folders)
+        commands = [f"`python {re.sub(r' --(threads|out) [^ ]+', '', each['command'])}`" for each in (made, *others)]
+        beside = "".join(f"; last column: {command} ({how(other)})" for command, other in zip(commands[1:], others))
+        lines.append(f"| **{commands[0]}** ({how(made)}){beside}; {made['device']}, torch {made['torch']} | | | | |")
+        main, side = verdicts(made), {name: each for other in others for name, each in verdicts(other).items()}
         for text in dict.fromkeys([*main, *side]):
             (c, _), (_, here), (_, there) = main.get(text) or side[text], main.get(text, ("", "")), side.get(text, ("", ""))
             lines.append(f"| {'' if here else 'p = 59: '}{text} | {c['paper']} | {c['measured']} | {here} | {there} |")
