@@ -202,10 +202,10 @@ class ReLU(torch.autograd.Function):
 
 
 class OneDNN(torch.autograd.Function):
-    """Equal to x @ weight, plus bias if there is one, by oneDNN: on AMD's CPUs with AVX-512 in half of the time.
+    """Equal to x @ weight, plus bias if there is one, by oneDNN, a part of PyTorch (a private operator, made for torch.compile).
 
-    PyTorch multiplies float32 by MKL, which leaves AVX-512 to Intel's CPUs; oneDNN, which PyTorch comes with, does not. This is
-    how torch.compile calls it.
+    PyTorch's own choice for float32 is MKL, which took up to twice as long on an AMD CPU with AVX-512, and seems not to use it.
+    (Intel's were not measured.)
     """
 
     works = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -222,23 +222,21 @@ class OneDNN(torch.autograd.Function):
     def forward(ctx, x, weight, bias):
         """x (R, n, a), weight (R, a, b), bias (R, b) or None -> (R, n, b)."""
         ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
         return OneDNN.times(x, weight.mT, bias)
 
     @staticmethod
     def backward(ctx, gradient):
         """gradient (R, n, b) -> (R, n, a), (R, a, b), and (R, b) or None."""
         x, weight = ctx.saved_tensors
-        wide = x.shape[-1] > gradient.shape[-1]                                               # faster with the fewer rows
+        wide = x.shape[-1] > gradient.shape[-1]                                               # the one with fewer rows is faster
         of_weight = OneDNN.times(gradient.mT, x.mT).mT if wide else OneDNN.times(x.mT, gradient.mT)
-        return OneDNN.times(gradient, weight), of_weight, gradient.sum(1) if ctx.has_bias else None
+        return OneDNN.times(gradient, weight), of_weight, gradient.sum(1) if ctx.needs_input_grad[2] else None
 
 
 def product(x, weight, bias=None):
     """x (R, n, a) @ weight (R, a, b), plus bias (R, b) if there is one: (R, n, b)."""
-    if (not torch.compiler.is_compiling() and OneDNN.works and x.device.type == "cpu" and x.dtype == torch.float32
-            and x.shape[1] * x.shape[2] * weight.shape[2] >= OneDNN.least
-            and torch.backends.mkldnn.enabled and not torch.is_autocast_enabled("cpu")):
+    if (not torch.compiler.is_compiling() and OneDNN.works and x.shape[1] * x.shape[2] * weight.shape[2] >= OneDNN.least
+            and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")):
         return OneDNN.apply(x, weight, bias)
     return x @ weight if bias is None else torch.baddbmm(bias[:, None], x, weight)
 
@@ -1198,7 +1196,7 @@ class Settings:
     weight_decay: float = option("weight decay of AdamW")
     loss: str = option("rounding of the loss trained on", "float32", choices=("float32", "exact"))
     eps: float = option("epsilon of AdamW", 1e-8, minimum=1e-30)
-    precision: str = option("of the matrix products while training (tf32: NVIDIA GPUs; bfloat16: of their sums, too)",
+    precision: str = option("of the matrix products while training (tf32: NVIDIA GPUs; bfloat16: of what they return, too)",
                             "float32", choices=("float32", "tf32", "bfloat16"))
 
     def run(self, task, hidden, data, seed, **more):
@@ -1536,9 +1534,9 @@ def benchmark():
     def textbook():
         """A training step of one model, as one would write it, with PyTorch's own choice of products."""
         optimizer.zero_grad()
-        torch.backends.mkldnn.enabled = False
+        ours, OneDNN.works = OneDNN.works, False
         F.cross_entropy(model(dataset.inputs, textbook=True)[0], dataset.labels[0]).backward()
-        torch.backends.mkldnn.enabled = True
+        OneDNN.works = ours
         optimizer.step()
     functions = {"one at a time": textbook, "packed": step()[0],
                  "products": matrix_products(runs[0], count, device)}
