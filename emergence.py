@@ -161,8 +161,10 @@ def ratio_alone(rows, level, memorize, split):
 def times_alone(rows, level, memorize, split):
     """ratio_alone as text, or None."""
     ratio, least, most = ratio_alone(rows, level, memorize, split)
-    bounds = f"{two_digits(least)} to {two_digits(most)}" if most < np.inf else f"at least {two_digits(least)}"
-    return ratio and f"{two_digits(ratio)} times ({bounds})"
+    low, high = two_digits(least), two_digits(most)
+    bounds = {(True, True): f" ({low} to {high})", (True, False): f" (at least {low})", (False, True): f" (at most {high})",
+              (False, False): ""}[least > 0, most < np.inf]
+    return ratio and f"{two_digits(ratio)} times{bounds}"
 
 
 # the figure

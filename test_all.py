@@ -1483,6 +1483,13 @@ def test_that_the_amount_to_memorize_matters_little_takes_a_range_of_amounts(amo
     assert [c["holds"] for c in claims if "matters little" in c["claim"]] == [holds, holds]
 
 
+@pytest.mark.parametrize("least, most, text", [(3, 20, "10 times (3 to 20)"), (3, math.inf, "10 times (at least 3)"),
+                                               (0, 20, "10 times (at most 20)"), (0, math.inf, "10 times")])
+def test_a_ratio_has_the_bounds_that_are_known(least, most, text, monkeypatch):
+    monkeypatch.setattr(emergence, "ratio_alone", lambda *_: (10, least, most))
+    assert emergence.times_alone([], 0.5, 0, False) == text
+
+
 def test_that_no_size_suffices_is_a_no_only_far_beyond_the_ratio_of_the_paper():
     settings, rows = made_up_ladder((0.02, 0.02, 0.02), (1, 1, 1))
     assert emergence.judge_suppression(settings, rows)[1]["holds"] is None
