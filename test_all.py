@@ -2450,7 +2450,7 @@ def results_table():
                 if c["holds"] is not None or c["paper"] != "-" and not c["claim"].startswith("in the zone")}
     for folders in REFERENCES:
         made, *others = (json.loads((HERE / "figures" / folder / "summary.json").read_text()) for folder in folders)
-        commands = [f"`python {re.sub(r' --(threads|out) [^ ]+', '', each['command'])}`" for each in (made, *others)]
+        commands = [f"`python {each['command']}`" for each in (made, *others)]
         beside = "".join(f"; last column: {command} ({how(other)})" for command, other in zip(commands[1:], others))
         lines.append(f"| **{commands[0]}** ({how(made)}){beside}; {made['device']}, torch {made['torch']} | | | | |")
         main, side = verdicts(made), {name: each for other in others for name, each in verdicts(other).items()}
