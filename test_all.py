@@ -2453,7 +2453,7 @@ def results_table():
         commands = [f"`python {each['command']}`" for each in (made, *others)]
         beside = "".join(f"; last column: {command} ({how(other)})" for command, other in zip(commands[1:], others))
         lines.append(f"| **{commands[0]}** ({how(made)}){beside}; {made['device']}, torch {made['torch']} | | | | |")
-        main, side = verdicts(made), {name: each for other in others for name, each in verdicts(other).items()}
+        main, side = verdicts(made), verdicts(others[0]) if others else {}
         for text in dict.fromkeys([*main, *side]):
             (c, _), (_, here), (_, there) = main.get(text) or side[text], main.get(text, ("", "")), side.get(text, ("", ""))
             lines.append(f"| {'' if here else 'p = 59: '}{text} | {c['paper']} | {c['measured']} | {here} | {there} |")
