@@ -204,9 +204,8 @@ def draw(settings, rows, curves):
     alone, mixed = (threshold(rows, 0.5, *which) for which in series(settings)[:2])
     if alone and mixed:
         accuracy.annotate("", (mixed, 0.5), (alone, 0.5), arrowprops={"arrowstyle": "<->"})
-        accuracy.annotate(f"{times_alone(rows, 0.5, settings.memorize[0], False)} the parameters",
-                          ((alone * mixed) ** 0.5, 0.5), (0, 6), textcoords="offset points", ha="center",
-                          path_effects=[withStroke(linewidth=3, foreground="white")])
+        accuracy.annotate(times_alone(rows, 0.5, settings.memorize[0], False), ((alone * mixed) ** 0.5, 0.5), (0, 6),
+                          textcoords="offset points", ha="center", path_effects=[withStroke(linewidth=3, foreground="white")])
     label, held = ladder(rows), suppressed(settings, rows)
     accuracy.set(xscale="log", xlim=(0.8 * min(label), 1.25 * max(label)), ylim=(-0.03, 1.03),
                  ylabel="best validation accuracy on addition")
