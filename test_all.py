@@ -2302,6 +2302,21 @@ def test_the_time_to_expect_is_that_of_the_longest_population_at_least(monkeypat
     assert common.expected_seconds([], many) == 0
 
 
+@pytest.mark.skipif(not hasattr(getattr(common, "libc", None), "mallopt"), reason="not glibc")
+def test_freed_memory_is_used_again():
+    """No new pages where the same step is made again: one that splits its layer, and an evaluation, took ten thousand."""
+    import resource
+    runs = [Run("addition", 37, 64, 900, seed, 1, 1e-2, 1.0, memorize=550, split=True) for seed in range(3)]
+    dataset, model = Dataset(runs, "cpu"), Transformer(runs)
+    step = common.training_step(model, torch.optim.AdamW(model.parameters(), fused=True), dataset, False)
+    pages = []
+    for _ in range(8):
+        step()
+        common.evaluate(model, dataset)
+        pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    assert pages[-1] - pages[3] < 4 * 1000
+
+
 def test_out_of_memory_packs_less(tmp_path, monkeypatch):
     real = common.train
 
