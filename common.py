@@ -51,9 +51,9 @@ from torch import nn
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")      # for deterministic results; read once, at the first product
 if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-    # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD: keep freed memory. Else glibc hands it back to the kernel, which clears every page
-    # before it is used again: a fifth of the time of emergence.py. Results stay the same.
-    libc.mallopt(-3, 2**30)
+    # M_MMAP_THRESHOLD (the most that every glibc allows) and M_TRIM_THRESHOLD: keep freed memory. Else glibc hands it back to the
+    # kernel, which clears every page before it is used again: a fifth of the time of emergence.py. Results stay the same.
+    libc.mallopt(-3, 2**25)
     libc.mallopt(-1, 2**31 - 1)
 
 # tasks: pairs, labels, the split
