@@ -248,8 +248,10 @@ def product(x, weight, bias=None):
 
 
 class Inputs:
-    """Token sequences of a population, (R, N, T), and which rows of the table of attention each of them reads.
+    """Token sequences of a population, (R, N, T), and which rows of a table each example reads.
 
+    In a 1-layer model the rows are every token at every position before '='. In a deeper one they are the prefixes, all that can
+    stand before b: a, or a and the operator.
     longest: the most terms of one sum of the backward pass, since CUDA makes each sum in one thread. A longer one (every example
     reads the row of the operator) is made in two rounds: sums of parts so long, then the sum of these.
     """
@@ -257,18 +259,28 @@ class Inputs:
     def __init__(self, tokens, run, longest=None):
         self.tokens = tokens
         (r, _, t), device = tokens.shape, tokens.device
-        first = torch.arange(r * (t - 1), device=device).view(r, 1, t - 1) * run.vocabulary   # row of token 0 at each position
-        self.index = (tokens[..., :-1] + first).flatten(0, 1)                                 # (R*N, T-1)
+        minus = tokens[..., 1] == run.p + 2
+        if run.layers == 1:
+            count = (t - 1) * run.vocabulary                                                  # rows of a run
+            own = tokens[..., :-1] + run.vocabulary * torch.arange(t - 1, device=device)      # (R, N, T-1)
+        else:
+            count = (t - 2) * run.p
+            own = (tokens[..., 0] + run.p * minus)[..., None]                                 # (R, N, 1)
+            kinds = [sequences(run, run.p * torch.arange(run.p), bool(kind)) for kind in range(t - 2)]
+            self.prefixes = torch.cat(kinds)[None, :, :-2].to(device)                         # (1, rows, T-2)
+        self.index = (own + count * torch.arange(r, device=device)[:, None, None]).flatten(0, 1)    # (R*N, T-1 or 1)
         row, order = self.index.flatten().sort(stable=True)
-        rows = torch.arange(r * (t - 1) * run.vocabulary, device=device)
-        examples, begin = order // (t - 1), torch.searchsorted(row, rows)                     # by row; where each row begins
+        rows = torch.arange(r * count, device=device)
+        examples, begin = order // own.shape[-1], torch.searchsorted(row, rows)               # by row; where each row begins
         self.inverse = examples, begin
         if longest:                                                                           # two rounds: parts, then rows
             place = torch.arange(len(row), device=device) - begin[row]                        # of an example in its row
             parts, = (place % longest == 0).nonzero(as_tuple=True)                            # where each part begins
             self.inverse = examples, parts, torch.arange(len(parts), device=device), torch.searchsorted(row[parts], rows)
-        minus = tokens[..., 1] == run.p + 2
-        self.serves = torch.stack([~minus, minus], -1).float() if run.split else None         # (R, N, 2)
+        self.serves = self.prefixes_serve = None
+        if run.split:
+            self.serves = torch.stack([~minus, minus], -1).float()                            # (R, N, 2)
+            self.prefixes_serve = torch.eye(2, device=device)[:t - 2].repeat_interleave(run.p, 0)[None]    # (1, rows, 2)
 
 
 class Block(nn.Module):
@@ -284,23 +296,32 @@ class Block(nn.Module):
         self.mlp_in, self.mlp_in_bias = draw(d, 4 * d), draw(4 * d, scale=0)
         self.mlp_out, self.mlp_out_bias = draw(4 * d, d, scale=smaller), draw(d, scale=0)
 
-    def attention(self, x, last, textbook=False):
-        """What attention reads at every position, (R, N, T, d) -> (R, N, T, d), or at the last position only, (R, N, 1, d).
+    def per_head(self, x, weight):
+        """x (R, n, T, d) times weight (R, d, d), divided among the heads: (R, n, T, heads, d/heads)."""
+        return product(x.flatten(1, 2), weight).view(*x.shape[:3], self.heads, -1)
 
-        T is small, so sums over the places of the keys are faster than PyTorch's attention, which textbook takes.
+    def keys_and_values(self, x):
+        """Those of the positions of x (R, n, T, d), each (R, n, T, heads, d/heads)."""
+        return self.per_head(x, self.key), self.per_head(x, self.value)
+
+    def attention(self, x, before=None, last=False, textbook=False):
+        """What attention reads at every position of x, (R, n, T, d) -> (R, n, T, d), or at the last only, (R, n, 1, d).
+
+        before: the keys and values of the positions before x, if there are any. There are few positions, so sums over those of
+        the keys are faster than PyTorch's attention, which textbook takes.
         """
-        def per_head(x, weight):
-            """x (R, N, T, d) times weight (R, d, d), divided among the heads."""
-            return product(x.flatten(1, 2), weight).view(*x.shape[:3], self.heads, -1)        # (R, N, T, heads, d/heads)
-        query, key, value = per_head(x[:, :, -1:] if last else x, self.query), per_head(x, self.key), per_head(x, self.value)
+        query, both = self.per_head(x[:, :, -1:] if last else x, self.query), self.keys_and_values(x)
         if textbook:
-            heads = (each.transpose(2, 3) for each in (query, key, value))                    # (R, N, heads, T, d/heads)
+            heads = (each.transpose(2, 3) for each in (query, *both))                         # (R, n, heads, T, d/heads)
             return F.scaled_dot_product_attention(*heads, is_causal=True).transpose(2, 3).flatten(-2)
-        score = torch.stack([(query * k).sum(-1) for k in key.split(1, 2)]) / math.sqrt(query.shape[-1])
-        if not last:
-            earlier = torch.ones(len(score), len(score), dtype=torch.bool, device=x.device).triu()
-            score = score.where(earlier[:, None, None, :, None], -math.inf)                   # (T of keys, R, N, T, heads)
-        return sum(weight[..., None] * v for weight, v in zip(score.softmax(0), value.split(1, 2))).flatten(-2)
+        keys, values = (each.split(1, 2) for each in both)                                    # of each position
+        if before:
+            keys, values = before[0].split(1, 2) + keys, before[1].split(1, 2) + values
+        score = torch.stack([(query * key).sum(-1) for key in keys]) / math.sqrt(query.shape[-1])
+        if not last:                                                                          # (keys, R, n, T, heads)
+            earlier = torch.ones(len(keys), x.shape[2], dtype=torch.bool, device=x.device).triu(x.shape[2] - len(keys))
+            score = score.where(earlier[:, None, None, :, None], -math.inf)
+        return sum(weight[..., None] * value for weight, value in zip(score.softmax(0), values)).flatten(-2)
 
     def attention_by_table(self, table, equals, inputs):
         """What attention reads at '=', (R, N, d), in a 1-layer model. table (R, rows, d): every token at every position before.
@@ -327,18 +348,18 @@ class Block(nn.Module):
         return Ratio.apply(numerator.unflatten(-1, (self.heads, -1)), denominator).flatten(-2)
 
     def add(self, x, read, serves):
-        """The residual stream (R, n, d) after the block: x (R, n or 1, d) plus what attention and the feed-forward layer add.
+        """The residual stream (R, n, T, d) after the block: x plus what attention and the feed-forward layer add.
 
-        read (R, n, d) is what attention has read, n the number of examples, or of all their positions. serves (R, N, 2), if
-        not None: which half of the units serves an example, the first addition and the second the memorization.
+        read (R, n, T, d) is what attention has read. x may be the same for all of the n examples: (R, 1, T, d). serves (R, n, 2),
+        if not None: which half of the units serves an example, the first addition and the second the memorization.
         """
-        x = x + product(read, self.output)                                                    # (R, n, d)
-        units = product(x, self.mlp_in, self.mlp_in_bias)                                     # (R, n, 4d)
+        x = x + product(read.flatten(1, 2), self.output).view_as(read)
+        units = product(x.flatten(1, 2), self.mlp_in, self.mlp_in_bias)                       # (R, n*T, 4d)
         units = F.relu(units) if torch.compiler.is_compiling() else ReLU.apply(units)         # the compiler fuses the plain one
         if serves is not None:
-            halves = units.view(*serves.shape[:2], -1, 2, units.shape[-1] // 2)               # (R, N, T or 1, 2, 2d)
+            halves = units.view(*x.shape[:3], 2, -1)                                          # (R, n, T, 2, 2d)
             units = (halves * serves[:, :, None, :, None]).view_as(units)
-        return x + product(units, self.mlp_out, self.mlp_out_bias)
+        return x + product(units, self.mlp_out, self.mlp_out_bias).view_as(x)
 
 
 class Transformer(nn.Module):
@@ -362,20 +383,38 @@ class Transformer(nn.Module):
         self.unembed = draw(run.hidden, run.p)
 
     def forward(self, inputs, textbook=False):
-        """Logits at '=', (R, N, p). textbook=True computes every position of every example, without the look-up."""
+        """Logits at '=', (R, N, p). textbook=True computes every position of every example, without a table.
+
+        Without, a 1-layer model attends by table, and a deeper one computes a prefix once for all examples that begin with it:
+        attention is causal, so what stands before b knows nothing of b. Both are exact.
+        """
         if len(self.blocks) == 1 and not textbook:
             table = (self.embed[:, None] + self.position[:, :-1, None]).flatten(1, 2)         # (R, (T-1) * vocabulary, d)
             equals = self.embed[:, self.equals, None] + self.position[:, -1:]                 # (R, 1, d)
             read = self.blocks[0].attention_by_table(table, equals, inputs)
-            return product(self.blocks[0].add(equals, read, inputs.serves), self.unembed)
+            x = self.blocks[0].add(equals[:, :, None], read[:, :, None], inputs.serves)       # (R, N, 1, d)
+            return product(x[:, :, -1], self.unembed)
         r, n, _ = inputs.tokens.shape
-        own = torch.arange(r, device=self.embed.device)[:, None, None] * self.embed.shape[1]
-        x = F.embedding(inputs.tokens + own, self.embed.flatten(0, 1)) + self.position[:, None]    # (R, N, T, d)
+        first = torch.arange(r, device=self.embed.device)[:, None, None] * self.embed.shape[1]
+
+        def embedded(tokens, position):
+            """Tokens (R or 1, n, T) at positions (R, T, d): (R, n, T, d)."""
+            return F.embedding(tokens + first, self.embed.flatten(0, 1)) + position[:, None]
+        if textbook:
+            x = embedded(inputs.tokens, self.position)                                        # (R, N, T, d)
+            for block in self.blocks:
+                x = block.add(x, block.attention(x, textbook=True), inputs.serves)
+            return product(x[:, :, -1], self.unembed)
+        prefix = embedded(inputs.prefixes, self.position[:, :-2])                             # (R, rows, T-2, d)
+        x = embedded(inputs.tokens[..., -2:], self.position[:, -2:])                          # (R, N, 2, d): b and '='
         for block in self.blocks:
-            last = block is self.blocks[-1] and not textbook
-            read = block.attention(x, last, textbook).flatten(1, 2)
-            x = (x[:, :, -1:] if last else x).flatten(1, 2)                                   # (R, N*T, d)
-            x = block.add(x, read, inputs.serves).unflatten(1, (n, -1))                        # (R, N, T or 1, d)
+            last = block is self.blocks[-1]
+            table = torch.stack(block.keys_and_values(prefix), 2)                             # (R, rows, 2, T-2, heads, d/heads)
+            before = LookUp.apply(table.flatten(2).flatten(0, 1), inputs.index, *inputs.inverse).view(r, n, *table.shape[2:])
+            read = block.attention(x, before.unbind(2), last)
+            x = block.add(x[:, :, -1:] if last else x, read, inputs.serves)
+            if not last:
+                prefix = block.add(prefix, block.attention(prefix), inputs.prefixes_serve)
         return product(x[:, :, -1], self.unembed)
 
 
@@ -672,7 +711,7 @@ def load_histories(folder):
 
 def values_per_example(run):
     """Values that one example of a run computes: what memory and time are estimated from."""
-    return (1 if run.layers == 1 else run.length) * run.layers * 16 * run.hidden + 3 * run.p
+    return min(run.layers, 2) * run.layers * 16 * run.hidden + 3 * run.p      # deeper than 1 layer, two positions are computed
 
 
 def work(population):

@@ -187,10 +187,11 @@ def test_a_run_trains_in_a_population_as_alone():
 
 
 @pytest.mark.parametrize("longest", [None, 1, 3])
-def test_look_up_equals_embedding_sum(longest):
-    runs = runs_of(2)
+@pytest.mark.parametrize("more, rows", [({}, 2 * 12), ({"layers": 2}, 11), ({"layers": 2, "memorize": 20}, 2 * 11)])
+def test_look_up_equals_embedding_sum(longest, more, rows):
+    runs = runs_of(2, **more)
     inputs = common.Inputs(Dataset(runs, "cpu").inputs.tokens, runs[0], longest)
-    table = torch.randn(2 * 2 * 12, 5, dtype=torch.double)
+    table = torch.randn(2 * rows, 5, dtype=torch.double)
     results = []
     for look in (lambda t: common.LookUp.apply(t, inputs.index, *inputs.inverse),
                  lambda t: F.embedding(inputs.index, t).sum(1)):
@@ -249,7 +250,7 @@ def test_a_model_by_one_dnn_equals_the_plain_one(more, count, one_dnn, monkeypat
         gradients.append([w.grad for w in model.parameters()])
         made.append(len(one_dnn))
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
-    assert made == [3 * (13 if more else 4)] * 2
+    assert made == [3 * (23 if more else 4)] * 2
 
 
 def test_products_that_one_dnn_does_not_make(one_dnn, monkeypatch):
@@ -306,8 +307,9 @@ def test_attention_by_table_overflows_nowhere():
     assert all(weight.grad.isfinite().all() for weight in model.parameters())
 
 
-def test_no_gradient_of_a_task_reaches_the_other_half_of_a_split_layer():
-    runs = runs_of(2, memorize=30, split=True)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_no_gradient_of_a_task_reaches_the_other_half_of_a_split_layer(layers):
+    runs = runs_of(2, memorize=30, split=True, layers=layers)
     data, model = Dataset(runs, "cpu"), Transformer(runs)
     logits = model(data.inputs)
     torch.testing.assert_close(logits, model(data.inputs, textbook=True), rtol=1e-4, atol=1e-5)
