@@ -266,8 +266,9 @@ class Inputs:
         else:
             count = (t - 2) * run.p
             own = (tokens[..., 0] + run.p * minus)[..., None]                                 # (R, N, 1)
-            kinds = [sequences(run, run.p * torch.arange(run.p), bool(kind)) for kind in range(t - 2)]
-            self.prefixes = torch.cat(kinds)[None, :, :-2].to(device)                         # (1, rows, T-2)
+            pairs = run.p * torch.arange(run.p)                                               # every a; b = 0 is cut off
+            both = torch.cat([sequences(run, pairs), sequences(run, pairs, minus=True)])      # equal where there is no operator
+            self.prefixes = both[None, :count, :-2].to(device)                                # (1, rows, T-2)
         self.index = (own + count * torch.arange(r, device=device)[:, None, None]).flatten(0, 1)    # (R*N, T-1 or 1)
         row, order = self.index.flatten().sort(stable=True)
         rows = torch.arange(r * count, device=device)
@@ -280,7 +281,7 @@ class Inputs:
         self.serves = self.prefixes_serve = None
         if run.split:
             self.serves = torch.stack([~minus, minus], -1).float()                            # (R, N, 2)
-            self.prefixes_serve = torch.eye(2, device=device)[:t - 2].repeat_interleave(run.p, 0)[None]    # (1, rows, 2)
+            self.prefixes_serve = torch.eye(2, device=device).repeat_interleave(run.p, 0)[None, :count]    # (1, rows, 2)
 
 
 class Block(nn.Module):
