@@ -252,36 +252,35 @@ class Inputs:
 
     In a 1-layer model the rows are every token at every position before '='. In a deeper one they are the prefixes, all that can
     stand before b: a, or a and the operator.
-    longest: the most terms of one sum of the backward pass, since CUDA makes each sum in one thread. A longer one (every example
-    reads the row of the operator) is made in two rounds: sums of parts so long, then the sum of these.
+    longest: the most terms of one sum of the backward pass, since CUDA makes each sum in one thread. A longer one (in a 1-layer
+    model every example reads the row of the operator) is made in two rounds: sums of parts so long, then the sum of these.
     """
 
     def __init__(self, tokens, run, longest=None):
         self.tokens = tokens
         (r, _, t), device = tokens.shape, tokens.device
-        minus = tokens[..., 1] == run.p + 2
+        minus = tokens[..., 1] == run.p + 2                                                   # never without an operator
+        self.serves = torch.stack([~minus, minus], -1).float() if run.split else None         # (R, N, 2)
         if run.layers == 1:
             count = (t - 1) * run.vocabulary                                                  # rows of a run
-            own = tokens[..., :-1] + run.vocabulary * torch.arange(t - 1, device=device)      # (R, N, T-1)
+            place = tokens[..., :-1] + run.vocabulary * torch.arange(t - 1, device=device)    # of those read: (R, N, T-1)
         else:
             count = (t - 2) * run.p
-            own = (tokens[..., 0] + run.p * minus)[..., None]                                 # (R, N, 1)
+            place = (tokens[..., 0] + run.p * minus)[..., None]                               # (R, N, 1)
             pairs = run.p * torch.arange(run.p)                                               # every a; b = 0 is cut off
-            both = torch.cat([sequences(run, pairs), sequences(run, pairs, minus=True)])      # equal where there is no operator
-            self.prefixes = both[None, :count, :-2].to(device)                                # (1, rows, T-2)
-        self.index = (own + count * torch.arange(r, device=device)[:, None, None]).flatten(0, 1)    # (R*N, T-1 or 1)
+            signs = torch.cat([sequences(run, pairs), sequences(run, pairs, minus=True)])     # equal where there is no operator
+            self.prefixes = signs[None, :count, :-2].to(device)                               # (1, rows, T-2)
+            half = torch.eye(2, device=device).repeat_interleave(run.p, 0)[None, :count]
+            self.prefixes_serve = half if run.split else None                                 # (1, rows, 2)
+        self.index = (place + count * torch.arange(r, device=device)[:, None, None]).flatten(0, 1)    # (R*N, T-1 or 1)
         row, order = self.index.flatten().sort(stable=True)
         rows = torch.arange(r * count, device=device)
-        examples, begin = order // own.shape[-1], torch.searchsorted(row, rows)               # by row; where each row begins
+        examples, begin = order // place.shape[-1], torch.searchsorted(row, rows)             # by row; where each row begins
         self.inverse = examples, begin
         if longest:                                                                           # two rounds: parts, then rows
-            place = torch.arange(len(row), device=device) - begin[row]                        # of an example in its row
-            parts, = (place % longest == 0).nonzero(as_tuple=True)                            # where each part begins
+            term = torch.arange(len(row), device=device) - begin[row]                         # which of its row an example is
+            parts, = (term % longest == 0).nonzero(as_tuple=True)                             # where each part begins
             self.inverse = examples, parts, torch.arange(len(parts), device=device), torch.searchsorted(row[parts], rows)
-        self.serves = self.prefixes_serve = None
-        if run.split:
-            self.serves = torch.stack([~minus, minus], -1).float()                            # (R, N, 2)
-            self.prefixes_serve = torch.eye(2, device=device).repeat_interleave(run.p, 0)[None, :count]    # (1, rows, 2)
 
 
 class Block(nn.Module):
@@ -298,31 +297,29 @@ class Block(nn.Module):
         self.mlp_out, self.mlp_out_bias = draw(4 * d, d, scale=smaller), draw(d, scale=0)
 
     def per_head(self, x, weight):
-        """x (R, n, T, d) times weight (R, d, d), divided among the heads: (R, n, T, heads, d/heads)."""
+        """x (R, n, t, d), t positions of n sequences, times weight (R, d, d): (R, n, t, heads, d/heads)."""
         return product(x.flatten(1, 2), weight).view(*x.shape[:3], self.heads, -1)
 
     def keys_and_values(self, x):
-        """Those of the positions of x (R, n, T, d), each (R, n, T, heads, d/heads)."""
-        return self.per_head(x, self.key), self.per_head(x, self.value)
+        """Those of x (R, n, t, d), each a tuple, (R, n, 1, heads, d/heads) for each position."""
+        return [self.per_head(x, weight).split(1, 2) for weight in (self.key, self.value)]
 
-    def attention(self, x, before=None, last=False, textbook=False):
-        """What attention reads at every position of x, (R, n, T, d) -> (R, n, T, d), or at the last only, (R, n, 1, d).
+    def attention(self, x, keys, values, last=False):
+        """What attention reads at every position of x, (R, n, t, d) -> (R, n, t, d), or at the last only, (R, n, 1, d).
 
-        before: the keys and values of the positions before x, if there are any. There are few positions, so sums over those of
-        the keys are faster than PyTorch's attention, which textbook takes.
+        keys, values: of all positions up to the last of x. They are few, so sums over them are faster than PyTorch's attention.
         """
-        query, both = self.per_head(x[:, :, -1:] if last else x, self.query), self.keys_and_values(x)
-        if textbook:
-            heads = (each.transpose(2, 3) for each in (query, *both))                         # (R, n, heads, T, d/heads)
-            return F.scaled_dot_product_attention(*heads, is_causal=True).transpose(2, 3).flatten(-2)
-        keys, values = (each.split(1, 2) for each in both)                                    # of each position
-        if before:
-            keys, values = before[0].split(1, 2) + keys, before[1].split(1, 2) + values
-        score = torch.stack([(query * key).sum(-1) for key in keys]) / math.sqrt(query.shape[-1])
-        if not last:                                                                          # (keys, R, n, T, heads)
+        query = self.per_head(x[:, :, -1:] if last else x, self.query)
+        score = torch.stack([(query * key).sum(-1) for key in keys]) / math.sqrt(query.shape[-1])     # (keys, R, n, t, heads)
+        if not last:
             earlier = torch.ones(len(keys), x.shape[2], dtype=torch.bool, device=x.device).triu(x.shape[2] - len(keys))
             score = score.where(earlier[:, None, None, :, None], -math.inf)
         return sum(weight[..., None] * value for weight, value in zip(score.softmax(0), values)).flatten(-2)
+
+    def textbook_attention(self, x):
+        """The same at every position, x (R, N, T, d) being all of them, by PyTorch's own attention."""
+        heads = (self.per_head(x, weight).transpose(2, 3) for weight in (self.query, self.key, self.value))
+        return F.scaled_dot_product_attention(*heads, is_causal=True).transpose(2, 3).flatten(-2)
 
     def attention_by_table(self, table, equals, inputs):
         """What attention reads at '=', (R, N, d), in a 1-layer model. table (R, rows, d): every token at every position before.
@@ -349,16 +346,16 @@ class Block(nn.Module):
         return Ratio.apply(numerator.unflatten(-1, (self.heads, -1)), denominator).flatten(-2)
 
     def add(self, x, read, serves):
-        """The residual stream (R, n, T, d) after the block: x plus what attention and the feed-forward layer add.
+        """The residual stream (R, n, t, d) after the block: x plus what attention and the feed-forward layer add.
 
-        read (R, n, T, d) is what attention has read. x may be the same for all of the n examples: (R, 1, T, d). serves (R, n, 2),
-        if not None: which half of the units serves an example, the first addition and the second the memorization.
+        read (R, n, t, d) is what attention has read. x may be the same for all n sequences: (R, 1, t, d). serves (R or 1, n, 2),
+        if not None: which half of the units serves a sequence, the first addition and the second the memorization.
         """
         x = x + product(read.flatten(1, 2), self.output).view_as(read)
-        units = product(x.flatten(1, 2), self.mlp_in, self.mlp_in_bias)                       # (R, n*T, 4d)
+        units = product(x.flatten(1, 2), self.mlp_in, self.mlp_in_bias)                       # (R, n*t, 4d)
         units = F.relu(units) if torch.compiler.is_compiling() else ReLU.apply(units)         # the compiler fuses the plain one
         if serves is not None:
-            halves = units.view(*x.shape[:3], 2, -1)                                          # (R, n, T, 2, 2d)
+            halves = units.view(*x.shape[:3], 2, -1)                                          # (R, n, t, 2, 2d)
             units = (halves * serves[:, :, None, :, None]).view_as(units)
         return x + product(units, self.mlp_out, self.mlp_out_bias).view_as(x)
 
@@ -386,8 +383,8 @@ class Transformer(nn.Module):
     def forward(self, inputs, textbook=False):
         """Logits at '=', (R, N, p). textbook=True computes every position of every example, without a table.
 
-        Without, a 1-layer model attends by table, and a deeper one computes a prefix once for all examples that begin with it:
-        attention is causal, so what stands before b knows nothing of b. Both are exact.
+        Equal to it: a 1-layer model attends by table, and a deeper one computes a prefix once for all examples that begin with
+        it. Attention is causal, so what stands before b depends on nothing after it.
         """
         if len(self.blocks) == 1 and not textbook:
             table = (self.embed[:, None] + self.position[:, :-1, None]).flatten(1, 2)         # (R, (T-1) * vocabulary, d)
@@ -399,23 +396,26 @@ class Transformer(nn.Module):
         first = torch.arange(r, device=self.embed.device)[:, None, None] * self.embed.shape[1]
 
         def embedded(tokens, position):
-            """Tokens (R or 1, n, T) at positions (R, T, d): (R, n, T, d)."""
+            """Tokens (R or 1, n, t) at positions (R, t, d): (R, n, t, d)."""
             return F.embedding(tokens + first, self.embed.flatten(0, 1)) + position[:, None]
         if textbook:
             x = embedded(inputs.tokens, self.position)                                        # (R, N, T, d)
             for block in self.blocks:
-                x = block.add(x, block.attention(x, textbook=True), inputs.serves)
+                x = block.add(x, block.textbook_attention(x), inputs.serves)
             return product(x[:, :, -1], self.unembed)
         prefix = embedded(inputs.prefixes, self.position[:, :-2])                             # (R, rows, T-2, d)
         x = embedded(inputs.tokens[..., -2:], self.position[:, -2:])                          # (R, N, 2, d): b and '='
         for block in self.blocks:
             last = block is self.blocks[-1]
-            table = torch.stack(block.keys_and_values(prefix), 2)                             # (R, rows, 2, T-2, heads, d/heads)
-            before = LookUp.apply(table.flatten(2).flatten(0, 1), inputs.index, *inputs.inverse).view(r, n, *table.shape[2:])
-            read = block.attention(x, before.unbind(2), last)
+            keys, values = block.keys_and_values(prefix)
+            table = torch.cat(keys + values, 2)                                               # (R, rows, 2(T-2), heads, d/heads)
+            found = LookUp.apply(table.flatten(2).flatten(0, 1), inputs.index, *inputs.inverse)
+            before = found.view(r, n, *table.shape[2:]).split(1, 2)
+            own_keys, own_values = block.keys_and_values(x)
+            read = block.attention(x, before[:len(keys)] + own_keys, before[len(keys):] + own_values, last)
             x = block.add(x[:, :, -1:] if last else x, read, inputs.serves)
             if not last:
-                prefix = block.add(prefix, block.attention(prefix), inputs.prefixes_serve)
+                prefix = block.add(prefix, block.attention(prefix, keys, values), inputs.prefixes_serve)
         return product(x[:, :, -1], self.unembed)
 
 
@@ -712,7 +712,8 @@ def load_histories(folder):
 
 def values_per_example(run):
     """Values that one example of a run computes: what memory and time are estimated from."""
-    return min(run.layers, 2) * run.layers * 16 * run.hidden + 3 * run.p      # deeper than 1 layer, two positions are computed
+    positions = 1 if run.layers == 1 else 2      # '=', or b and '='
+    return positions * run.layers * 16 * run.hidden + 3 * run.p
 
 
 def work(population):

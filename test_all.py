@@ -155,7 +155,8 @@ class Textbook(torch.nn.Module):
 
 
 @pytest.mark.parametrize("settings", [
-    {}, {"layers": 3}, {"memorize": 20, "hidden": 12}, {"layers": 2, "operator": True, "heads": 2}])
+    {}, {"layers": 3}, {"memorize": 20, "hidden": 12}, {"layers": 2, "operator": True, "heads": 2},
+    {"layers": 2, "memorize": 20}])
 def test_population_equals_textbook_in_float64(settings):
     runs = runs_of(3, **settings)
     data, model = Dataset(runs, "cpu"), Transformer(runs).double()
@@ -250,7 +251,7 @@ def test_a_model_by_one_dnn_equals_the_plain_one(more, count, one_dnn, monkeypat
         gradients.append([w.grad for w in model.parameters()])
         made.append(len(one_dnn))
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
-    assert made == [3 * (23 if more else 4)] * 2
+    assert made == [3 * (21 if more else 4)] * 2
 
 
 def test_products_that_one_dnn_does_not_make(one_dnn, monkeypatch):
@@ -310,15 +311,41 @@ def test_attention_by_table_overflows_nowhere():
 @pytest.mark.parametrize("layers", [1, 2])
 def test_no_gradient_of_a_task_reaches_the_other_half_of_a_split_layer(layers):
     runs = runs_of(2, memorize=30, split=True, layers=layers)
-    data, model = Dataset(runs, "cpu"), Transformer(runs)
-    logits = model(data.inputs)
-    torch.testing.assert_close(logits, model(data.inputs, textbook=True), rtol=1e-4, atol=1e-5)
-    addition = F.cross_entropy(logits[:, :50].flatten(0, 1), data.labels[:, :50].flatten())
-    gradient, = torch.autograd.grad(addition, model.blocks[0].mlp_out, retain_graph=True)
-    assert gradient[:, :16].abs().sum() > 0 and (gradient[:, 16:] == 0).all()
-    noise = F.cross_entropy(logits[:, 50:].flatten(0, 1), data.labels[:, 50:].flatten())
-    gradient, = torch.autograd.grad(noise, model.blocks[0].mlp_in)
-    assert gradient[..., 16:].abs().sum() > 0 and (gradient[..., :16] == 0).all()
+    data, model = Dataset(runs, "cpu"), Transformer(runs).double()
+    outputs = model(data.inputs), model(data.inputs, textbook=True)
+    torch.testing.assert_close(*outputs, rtol=1e-10, atol=1e-12)
+    for task, other in ((slice(50), slice(16, None)), (slice(50, None), slice(16))):
+        losses = [F.cross_entropy(logits[:, task].flatten(0, 1), data.labels[:, task].flatten()) for logits in outputs]
+        gradients = [torch.autograd.grad(loss, [*model.parameters()], retain_graph=True) for loss in losses]
+        torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-13)
+        for block in model.blocks:
+            of = {id(w): gradient for w, gradient in zip(model.parameters(), gradients[0])}
+            for units in (of[id(block.mlp_out)], of[id(block.mlp_in)].mT, of[id(block.mlp_in_bias)][..., None]):
+                assert (units[:, other] == 0).all() and units.abs().sum() > 0
+
+
+def test_inputs_are_all_where_the_tokens_are():
+    for more in ({}, {"layers": 2}, {"layers": 2, "memorize": 20, "split": True}):
+        run, = runs_of(1, **more)
+        inputs = common.Inputs(Dataset([run], "cpu").inputs.tokens.to("meta"), run)
+        found = [value for each in vars(inputs).values() for value in (each if isinstance(each, tuple) else [each])]
+        assert {value.device.type for value in found if value is not None} == {"meta"}
+
+
+@pytest.mark.parametrize("more, least", [({}, 0.3), ({"layers": 2}, 0.5), ({"layers": 8, "memorize": 300, "split": True}, 0.5)])
+def test_memory_is_estimated_from_what_a_step_keeps(more, least):
+    run, = runs_of(1, p=37, data=900, hidden=64, **more)
+    data, model, kept = Dataset([run], "cpu"), Transformer([run]), {}
+
+    def keep(tensor):
+        """Note the memory of a tensor kept for the backward pass."""
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        common.training_loss(model(data.inputs), data.labels, "float32")
+    for w in model.parameters():
+        kept.pop(w.data_ptr(), None)
+    assert least < sum(kept.values()) / (4 * (run.data + run.memorize) * common.values_per_example(run)) < 1.1
 
 
 def test_every_seed_has_its_own_weights_and_random_labels():
@@ -348,7 +375,7 @@ def test_loss_trained_on_and_its_gradient_equal_pytorchs():
         torch.testing.assert_close(gradient, gradients[2], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("more", [{"memorize": 20, "split": True}, {"layers": 2, "loss": "exact"}])
+@pytest.mark.parametrize("more", [{"layers": 2, "memorize": 20, "split": True}, {"loss": "exact"}])
 def test_a_compiled_step_equals_the_plain_one(more, one_dnn, monkeypatch):
     """Traced as torch.compile does it, without the C++ compiler that not every machine has; and without oneDNN."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
@@ -465,7 +492,7 @@ def test_a_graph_is_captured_at_the_full_learning_rate(monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("more", [{}, {"memorize": 20, "layers": 2}])
+@pytest.mark.parametrize("more", [{}, {"layers": 2, "memorize": 20, "split": True}])
 def test_a_gpu_gives_what_the_cpu_gives(more, capsys):
     common.set_up(SimpleNamespace(device="cuda", threads=1))
     try:
