@@ -26,8 +26,9 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from common import COLORS, ENOUGH, FLOOR, Settings, below, beyond, by_cell, claim, deepest, dip_of, interval, interval_name
-from common import judgeable, majority, option, reproduce, resampled_means, size_curve, size_ticks, triples, with_interval
+from common import COLORS, ENOUGH, FLOOR, Settings, below, beyond, by_cell, claim, deepest, dip_of, fail, interval
+from common import interval_name, judgeable, majority, option, reproduce, resampled_means, size_curve, size_ticks, triples
+from common import with_interval
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ def tasks(settings):
 
 def grid(settings):
     """The runs: every hidden size and D of each task with every seed."""
+    if 0 in settings.squared_data and len(settings.squared_data) > 1:
+        fail("--squared-data: 0 stands alone, for addition only")
     return [settings.run(task, hidden, data, seed, experiment="double_descent")
             for task, sizes in tasks(settings) for data in sizes for hidden in settings.hidden for seed in range(settings.seeds)]
 

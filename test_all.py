@@ -2435,6 +2435,7 @@ def test_bad_options_end_in_one_line_before_any_work(arguments, named, tmp_path,
     (["--memorize", "0"], emergence, "--memorize"),
     (["--memorize", "5000"], emergence, "memorize"), (["--precision", "half"], emergence, "--precision"),
     (["--hidden", "8", "8", "8", "6"], emergence, "heads"), (["--squared-data", "1849"], double_descent, "--squared-data 1849"),
+    (["--squared-data", "0", "650"], double_descent, "--squared-data: 0"),
     (["phase", "--forget-hidden", "6"], grok, "--forget-hidden 6"), (["phase", "--forget-data", "600"], grok, "--forget-data")])
 def test_bad_options_of_the_other_experiments(arguments, script, named, tmp_path, monkeypatch):
     monkeypatch.setattr(common, "sweep", lambda *_: pytest.fail("work began"))
