@@ -69,6 +69,7 @@ class Run:
     With split, half of the feed-forward units serve addition only and the other half the memorization only.
     With first_data, the first half of the steps trains on that many pairs, and only the second half on as many as data says.
     loss is 'float32' or 'exact' (see training_loss), eps is AdamW's, precision that of matrix products while training.
+    With normalization 'rms' each layer, and the unembedding, reads the residual stream divided by its root mean square.
     """
     task: str
     p: int
@@ -87,6 +88,7 @@ class Run:
     split: bool = False
     precision: str = "float32"
     first_data: int = 0
+    normalization: str = "none"
     experiment: str = ""
 
     @property
@@ -286,19 +288,23 @@ class Inputs:
 class Block(nn.Module):
     """Causal self-attention and a ReLU feed-forward layer four times as wide, each added to the residual stream.
 
-    No normalisation, biases in the feed-forward layer only (Nanda et al. 2023, arXiv 2301.05217).
+    Biases in the feed-forward layer only, and no normalization but where asked for (Nanda et al. 2023, arXiv 2301.05217).
     """
 
     def __init__(self, run, draw):
         super().__init__()
-        d, smaller, self.heads = run.hidden, run.layers**-0.5, run.heads
+        d, smaller, self.heads, self.normalization = run.hidden, run.layers**-0.5, run.heads, run.normalization
         self.query, self.key, self.value, self.output = draw(d, d), draw(d, d), draw(d, d), draw(d, d, scale=smaller)
         self.mlp_in, self.mlp_in_bias = draw(d, 4 * d), draw(4 * d, scale=0)
         self.mlp_out, self.mlp_out_bias = draw(4 * d, d, scale=smaller), draw(d, scale=0)
 
+    def normalized(self, x):
+        """The residual stream x (..., d) as a layer reads it: itself, or over its root mean square (arXiv 1910.07467)."""
+        return F.rms_norm(x, x.shape[-1:]) if self.normalization == "rms" else x
+
     def per_head(self, x, weight):
         """x (R, n, t, d), t positions of n sequences, times weight (R, d, d): (R, n, t, heads, d/heads)."""
-        return product(x.flatten(1, 2), weight).view(*x.shape[:3], self.heads, -1)
+        return product(self.normalized(x).flatten(1, 2), weight).view(*x.shape[:3], self.heads, -1)
 
     def keys_and_values(self, x):
         """Those of x (R, n, t, d), each a tuple, (R, n, 1, heads, d/heads) for each position."""
@@ -331,8 +337,8 @@ class Block(nn.Module):
         was seen, except in runs that too high a learning rate nearly destroys). Scores more than 160 below the highest count
         as 160 below.
         """
-        rows = torch.cat([table, equals], 1)                                                  # (R, rows + 1, d)
-        query = (equals @ self.query).unflatten(-1, (self.heads, -1))                         # (R, 1, heads, d/heads)
+        rows = self.normalized(torch.cat([table, equals], 1))                                 # (R, rows + 1, d)
+        query = (self.normalized(equals) @ self.query).unflatten(-1, (self.heads, -1))                         # (R, 1, heads, d/heads)
         key = (rows @ self.key).unflatten(-1, (self.heads, -1))                               # (R, rows + 1, heads, d/heads)
         value = (rows @ self.value).unflatten(-1, (self.heads, -1))
         score = (key * query).sum(-1) / math.sqrt(query.shape[-1])                            # (R, rows + 1, heads)
@@ -352,7 +358,7 @@ class Block(nn.Module):
         if not None: which half of the units serves a sequence, the first addition and the second the memorization.
         """
         x = x + product(read.flatten(1, 2), self.output).view_as(read)
-        units = product(x.flatten(1, 2), self.mlp_in, self.mlp_in_bias)                       # (R, n*t, 4d)
+        units = product(self.normalized(x).flatten(1, 2), self.mlp_in, self.mlp_in_bias)      # (R, n*t, 4d)
         units = F.relu(units) if torch.compiler.is_compiling() else ReLU.apply(units)         # the compiler fuses the plain one
         if serves is not None:
             halves = units.view(*x.shape[:3], 2, -1)                                          # (R, n, t, 2, 2d)
@@ -380,6 +386,10 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(run, draw) for _ in range(run.layers))
         self.unembed = draw(run.hidden, run.p)
 
+    def logits(self, x):
+        """Those at the last position of x (R, N, t, d): (R, N, p)."""
+        return product(self.blocks[-1].normalized(x[:, :, -1]), self.unembed)
+
     def forward(self, inputs, textbook=False):
         """Logits at '=', (R, N, p). textbook=True computes every position of every example, without a table.
 
@@ -391,7 +401,7 @@ class Transformer(nn.Module):
             equals = self.embed[:, self.equals, None] + self.position[:, -1:]                 # (R, 1, d)
             read = self.blocks[0].attention_by_table(table, equals, inputs)
             x = self.blocks[0].add(equals[:, :, None], read[:, :, None], inputs.serves)       # (R, N, 1, d)
-            return product(x[:, :, -1], self.unembed)
+            return self.logits(x)
         r, n, _ = inputs.tokens.shape
         first = torch.arange(r, device=self.embed.device)[:, None, None] * self.embed.shape[1]
 
@@ -402,7 +412,7 @@ class Transformer(nn.Module):
             x = embedded(inputs.tokens, self.position)                                        # (R, N, T, d)
             for block in self.blocks:
                 x = block.add(x, block.textbook_attention(x), inputs.serves)
-            return product(x[:, :, -1], self.unembed)
+            return self.logits(x)
         prefix = embedded(inputs.prefixes, self.position[:, :-2])                             # (R, rows, T-2, d)
         x = embedded(inputs.tokens[..., -2:], self.position[:, -2:])                          # (R, N, 2, d): b and '='
         for block in self.blocks:
@@ -416,7 +426,7 @@ class Transformer(nn.Module):
             x = block.add(x[:, :, -1:] if last else x, read, inputs.serves)
             if not last:
                 prefix = block.add(prefix, block.attention(prefix, keys, values), inputs.prefixes_serve)
-        return product(x[:, :, -1], self.unembed)
+        return self.logits(x)
 
 
 def parameters(run):
@@ -702,7 +712,7 @@ def load_histories(folder):
     done, known = {}, {f.name for f in fields(Run)}
     for path in sorted(folder.glob("population-*.pt")):
         saved = load_tensors(path)
-        if saved and saved["runs"][0].keys() != known:
+        if saved and not saved["runs"][0].keys() <= known:      # one without a later field was trained with its default
             print(f"{path} is of another version and is not used", file=sys.stderr)
         elif saved:
             for i, run in enumerate(saved["runs"]):
@@ -1245,11 +1255,13 @@ class Settings:
     eps: float = option("epsilon of AdamW", 1e-8, minimum=1e-30)
     precision: str = option("of the matrix products while training (tf32: NVIDIA GPUs; bfloat16: of what they return, too)",
                             "float32", choices=("float32", "tf32", "bfloat16"))
+    normalization: str = option("of the residual stream that each layer reads (rms: over its root mean square)",
+                                "none", choices=("none", "rms"))
 
     def run(self, task, hidden, data, seed, **more):
         """A Run with these settings, but for those given."""
         return replace(Run(task, self.p, hidden, data, seed, self.steps, self.lr, self.weight_decay, self.loss, self.eps,
-                           precision=self.precision), **more)
+                           precision=self.precision, normalization=self.normalization), **more)
 
 
 THREADS = torch.get_num_threads()      # torch's choice, before set_up

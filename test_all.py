@@ -137,6 +137,11 @@ class Textbook(torch.nn.Module):
         super().__init__()
         self.weights = {name: w.detach()[i].clone().requires_grad_() for name, w in population.named_parameters()}
         self.heads, self.layers = population.blocks[0].heads, len(population.blocks)
+        self.rms = population.blocks[0].normalization == "rms"
+
+    def normalized(self, x):
+        """What a layer reads of x (..., d)."""
+        return x / (x.square().mean(-1, keepdim=True) + torch.finfo(x.dtype).eps).sqrt() if self.rms else x
 
     def forward(self, tokens):
         """Logits (N, p)."""
@@ -147,16 +152,16 @@ class Textbook(torch.nn.Module):
             projections = torch.cat([b["query"].T, b["key"].T, b["value"].T])
             mask = torch.full((x.shape[1], x.shape[1]), -math.inf, dtype=x.dtype).triu(1)
             read = F.multi_head_attention_forward(
-                *[x.transpose(0, 1)] * 3, x.shape[-1], self.heads, projections, None, None, None, False, 0.0,
+                *[self.normalized(x).transpose(0, 1)] * 3, x.shape[-1], self.heads, projections, None, None, None, False, 0.0,
                 b["output"].T, None, attn_mask=mask, need_weights=False)[0]
             x = x + read.transpose(0, 1)
-            x = x + F.relu(x @ b["mlp_in"] + b["mlp_in_bias"]) @ b["mlp_out"] + b["mlp_out_bias"]
-        return x[:, -1] @ w["unembed"]
+            x = x + F.relu(self.normalized(x) @ b["mlp_in"] + b["mlp_in_bias"]) @ b["mlp_out"] + b["mlp_out_bias"]
+        return self.normalized(x[:, -1]) @ w["unembed"]
 
 
 @pytest.mark.parametrize("settings", [
     {}, {"layers": 3}, {"memorize": 20, "hidden": 12}, {"layers": 2, "operator": True, "heads": 2},
-    {"layers": 2, "memorize": 20}])
+    {"layers": 2, "memorize": 20}, {"normalization": "rms"}, {"layers": 2, "memorize": 20, "normalization": "rms"}])
 def test_population_equals_textbook_in_float64(settings):
     runs = runs_of(3, **settings)
     data, model = Dataset(runs, "cpu"), Transformer(runs).double()
@@ -1976,6 +1981,8 @@ def test_cache_of_another_version_is_named_and_not_used(tmp_path, capsys):
     for name, more in (("old", {"dropout": 0.1}), ("own", {})):
         saved = {"runs": [common.asdict(run) | more], "history": {"val_acc": torch.ones(1, 3)}}
         torch.save(saved, tmp_path / f"population-{name}.pt")
+    saved["runs"][0].pop("normalization")
+    torch.save(saved, tmp_path / "population-before.pt")
     assert list(common.load_histories(tmp_path)) == [run]
     error = capsys.readouterr().err
     assert "population-old.pt" in error and "population-own.pt" not in error and (tmp_path / "population-old.pt").exists()
