@@ -1580,14 +1580,14 @@ def test_the_metric_is_judged_only_where_accuracy_changes(accuracy, loss, share,
     assert metric["holds"] is holds
 
 
-def test_deep_and_wide_models_learn_slower_and_decay_as_fast():
+def test_wide_models_learn_slower_and_decay_as_fast_and_deep_ones_do_both_slower():
     runs = emergence.grid(emergence.PRESETS["paper"])
-    assert all(run.lr * run.weight_decay == pytest.approx(1e-2) for run in runs)
-    assert {run.lr for run in runs if run.layers * run.hidden <= 128} == {1e-2}
+    assert all(run.lr * run.layers * run.weight_decay == pytest.approx(1e-2) for run in runs)
+    assert {(run.lr * run.layers, run.weight_decay) for run in runs if run.hidden <= 128} == {(1e-2, 1.0)}
     assert min(run.lr for run in runs) == pytest.approx(1e-2 / 64)
     halved = emergence.grid(replace(emergence.PRESETS["paper"], lr=5e-3))
-    assert {run.lr for run in halved if run.layers * run.hidden <= 256} == {5e-3}
-    assert all(run.lr == slower.lr for run, slower in zip(runs, halved) if run.layers * run.hidden > 256)
+    assert {run.lr * run.layers for run in halved if run.hidden <= 256} == {5e-3}
+    assert all(run.lr == slower.lr for run, slower in zip(runs, halved) if run.hidden > 256)
 
 
 def test_a_deep_model_learns():
