@@ -11,7 +11,7 @@ feed-forward units serve one task and half the other, it should appear earlier.
     python emergence.py --scale paper --layers 1 1 1 1 1 1 1 --hidden 4 8 16 32 64 128 192 --memorize 3000 6000
                                             p = 113, six hours on two cores: beside 3000 labels lost at hidden 64, back in
                                             one seed of three at 128, in two at 192; beside 6000 not back up to 192
-    python emergence.py --normalization rms --out results/normalized
+    python emergence.py --normalization rms --out results/normalized-quick
                                             what a model that normalizes its residual stream does: it is hardly held back
     python emergence.py --device cuda       p = 113, up to 8 layers of width 1024: not run yet, it says how long; --layers
                                             and --hidden cut the ladder, --precision tf32 or bfloat16 saves time
