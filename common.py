@@ -338,7 +338,7 @@ class Block(nn.Module):
         as 160 below.
         """
         rows = self.normalized(torch.cat([table, equals], 1))                                 # (R, rows + 1, d)
-        query = (self.normalized(equals) @ self.query).unflatten(-1, (self.heads, -1))                         # (R, 1, heads, d/heads)
+        query = (self.normalized(equals) @ self.query).unflatten(-1, (self.heads, -1))        # (R, 1, heads, d/heads)
         key = (rows @ self.key).unflatten(-1, (self.heads, -1))                               # (R, rows + 1, heads, d/heads)
         value = (rows @ self.value).unflatten(-1, (self.heads, -1))
         score = (key * query).sum(-1) / math.sqrt(query.shape[-1])                            # (R, rows + 1, heads)
@@ -1409,7 +1409,8 @@ def begin(options, summary):
     if path.exists():
         try:
             saved = json.loads(path.read_text())
-            for name, value in saved["configuration"].items():
+            before = {f.name: f.default for f in fields(Settings) if f.default is not None}      # of settings added since
+            for name, value in (before | saved["configuration"]).items():
                 if value != wanted.get(name):
                     fail(f"--out {out}: holds results with {name} = {value}, not {wanted.get(name)}; "
                          "--fresh overwrites them, another --out keeps them")

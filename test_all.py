@@ -1976,6 +1976,14 @@ def test_results_of_another_configuration_are_kept(copied):
     assert (copied / "runs.csv").read_bytes() == before
 
 
+def test_results_from_before_there_was_a_setting_had_its_default(copied):
+    summary = json.loads((copied / "summary.json").read_text())
+    assert summary["configuration"].pop("normalization") == "none"
+    (copied / "summary.json").write_text(json.dumps(summary))
+    one_clear_line(here(*TINY, "--seeds", 2, "--out", copied, "--normalization", "rms"), "--out", "normalization = none, not rms")
+    assert here(*TINY, "--seeds", 2, "--out", copied, "--plot-only").returncode == 0
+
+
 def test_cache_of_another_version_is_named_and_not_used(tmp_path, capsys):
     run, = runs_of(1)
     for name, more in (("old", {"dropout": 0.1}), ("own", {})):
