@@ -6,8 +6,8 @@ the additions too: addition does not generalize. (Smaller ones have no room for 
 larger model gets it back, a far larger one, says the paper: against size, the ability looks emergent. Where half of the
 feed-forward units serve one task and half the other, it should appear earlier.
 
-    python emergence.py                     a laptop's CPU, one to two minutes
-    python emergence.py --scale small       p = 59, three seeds, half an hour on two cores
+    python emergence.py                     a laptop's CPU, a minute or two
+    python emergence.py --scale small       p = 59, three seeds, a quarter of an hour on two cores
     python emergence.py --scale paper --layers 1 1 1 1 1 1 1 --hidden 4 8 16 32 64 128 192 --memorize 3000 6000
                                             p = 113, six hours on two cores: beside 3000 labels lost at hidden 64, back in
                                             one seed of three at 128, in two at 192; beside 6000 not back up to 192
