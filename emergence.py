@@ -66,7 +66,7 @@ def rates(settings, layers, hidden):
 
     4 layers of 256 diverge at 5e-3 and train at 1e-3. So learning rate x hidden is at most that of hidden 128 at 1e-2, and where
     the learning rate falls for it, the weight decay rises as much: what decays in a step, their product, stays. Depth divides
-    the learning rate, too, but there more weight decay ruins a model (of 8 layers of 32 nearly all weights decay).
+    the learning rate, too, but there more weight decay ruins a model (8 layers of 32 collapse).
     """
     share = min(1.0, 1e-2 * 128 / (settings.lr * hidden))
     return {"lr": settings.lr * share / layers, "weight_decay": settings.weight_decay / share}
