@@ -1454,8 +1454,17 @@ def print_results(rows, cells, claims):
     print_table(table)
 
 
-def report(settings, out, draw, judge):
-    """Judge the results in out and write their figures there. Returns the rows, the cells and the claims."""
+def unusual(settings, preset):
+    """The options of training that are not those of the preset, as text; but for p, seeds and steps, which figures tell."""
+    return " ".join(f"--{f.name.replace('_', '-')} {getattr(settings, f.name)}" for f in fields(Settings)
+                    if f.name not in ("p", "seeds", "steps") and getattr(settings, f.name) != getattr(preset, f.name))
+
+
+def report(settings, preset, out, draw, judge):
+    """Judge the results in out and write their figures there, which name what training had of its own, not of the preset.
+
+    Returns the rows, the cells and the claims.
+    """
     try:
         rows, curves = read_results(out)
         cells = summarize(rows)
@@ -1464,6 +1473,8 @@ def report(settings, out, draw, judge):
     claims = judge(settings, rows, curves)
     write_table(out / "cells.csv", cells)
     for file, figure in draw(settings, rows, curves).items():
+        if own := unusual(settings, preset):
+            figure.suptitle(f"{figure.get_suptitle()}\nwith {own}".strip())
         write(out / file, partial(figure.savefig, format="png", dpi=150))
     return rows, cells, claims
 
@@ -1478,7 +1489,7 @@ def reproduce(script, doc, **experiments):
     if hasattr(sys.stdout, "reconfigure"):      # not in a notebook
         sys.stdout.reconfigure(errors="replace")      # where it has no ×
     experiment, settings, options = command_line(script, doc, experiments)
-    _, grid, draw, judge = experiments[experiment]
+    presets, grid, draw, judge = experiments[experiment]
     runs = list(dict.fromkeys(grid(settings)))      # each once
     check(runs)
     if options.plot_only and not all((options.out / name).exists() for name in ("runs.csv", "summary.json")):
@@ -1507,7 +1518,7 @@ def reproduce(script, doc, **experiments):
             return
         if results:
             write_results(options.out, results)
-        rows, cells, claims = report(settings, options.out, draw, judge)
+        rows, cells, claims = report(settings, presets[options.scale], options.out, draw, judge)
         if results and options.runs_trained:      # else what trained them stands
             saved = summary | {"seconds": round(time.monotonic() - start, 1), "runs_trained": options.runs_trained,
                                "run_steps_per_second": options.speed}

@@ -645,8 +645,8 @@ def draw_diagram(settings, rows, now):
     axis.tick_params(labelsize=12)
     place = f"d = {bounded(size, now.hidden, settings.seeds)}, D = {bounded(where, now.data, settings.seeds)}"
     finding = f"The curves cross at {place}" if crossing_shares(now)[0] >= SURE else "Which circuit wins, measured"
-    axis.set_title(f"{finding}\n(a + b) mod {settings.p} at step {settings.steps}; dots: a cell's runs; "
-                   "cell colour: a majority (white: none); circles: crossings", fontsize=12)
+    figure.suptitle(f"{finding}\n(a + b) mod {settings.p} at step {settings.steps}; dots: a cell's runs; "
+                    "cell colour: a majority (white: none); circles: crossings")
     return figure
 
 

@@ -1128,7 +1128,7 @@ def test_curves_that_are_both_out_of_range_do_not_tell_whether_they_cross():
     now.critical[0.5][:, 2:] = 700      # above the largest D, 600, as the capacity of these sizes is
     crosses, = grok.judge_crossing(settings, now)
     assert crosses["holds"] is None and grok.crossing_shares(now) == (0, 0)
-    assert "cross" not in grok.draw_diagram(settings, rows, now).axes[0].get_title().split("\n")[0]
+    assert "cross" not in grok.draw_diagram(settings, rows, now).get_suptitle().split("\n")[0]
 
 
 def test_runs_that_diverged_do_not_speak_against_memorizing_quickly():
@@ -1933,6 +1933,16 @@ def test_plot_only_without_a_whole_summary(copied, content):
 def test_a_rank_or_a_number_of_ranks_alone_is_not_of_torchrun(copied, alone, monkeypatch):
     monkeypatch.setenv(alone, "2")
     assert here(*TINY, "--seeds", 2, "--out", copied, "--plot-only").returncode == 0
+
+
+def test_a_figure_names_what_training_had_of_its_own(copied):
+    preset = grok.PRESETS["quick"]
+    for own, text in (({}, ""), ({"lr": 0.5, "normalization": "rms"}, "\nwith --lr 0.5 --normalization rms")):
+        figure = common.Figure()
+        figure.suptitle("finding")
+        settings = replace(preset, p=11, seeds=2, steps=30, **own)
+        common.report(settings, preset, copied, lambda *_: {"dynamics.png": figure}, lambda *_: [])
+        assert figure.get_suptitle() == "finding" + text
 
 
 def test_plot_only_judges_and_redraws_and_touches_nothing_else(copied, tmp_path):
