@@ -205,12 +205,12 @@ def draw(settings, rows, curves):
         column = 1.03 ** (i - (len(series(settings)) - 1) / 2)      # the seeds of each series in a column of their own
         draw_series(axes, by_size(rows, memorize, split), name(memorize, split), column,
                     "#009E73" if split else colors.get(memorize, "#000000"))
+    label, held = ladder(rows), suppressed(settings, rows)
     alone, mixed = (threshold(rows, 0.5, *which) for which in series(settings)[:2])
-    if alone and mixed:
+    if alone and mixed and held:
         accuracy.annotate("", (mixed, 0.5), (alone, 0.5), arrowprops={"arrowstyle": "<->"})
         accuracy.annotate(times_alone(rows, 0.5, settings.memorize[0], False), ((alone * mixed) ** 0.5, 0.5), (0, 6),
                           textcoords="offset points", ha="center", path_effects=[withStroke(linewidth=3, foreground="white")])
-    label, held = ladder(rows), suppressed(settings, rows)
     accuracy.set(xscale="log", xlim=(0.8 * min(label), 1.25 * max(label)), ylim=(-0.03, 1.03),
                  ylabel="best validation accuracy on addition")
     accuracy.plot([], [], "o", ms=4, mec="black", mfc="none", label="has not memorized (lower panels: no seed has)")

@@ -2548,7 +2548,7 @@ FOLDERS = sorted(path.name for path in (HERE / "figures").glob("*-*"))
 
 def reference(folder):
     """What judges the results in a folder of figures/, and their settings, rows, curves (if they matter) and claims."""
-    out, name = HERE / "figures" / folder, folder.rsplit("-", 1)[0]
+    out, name = HERE / "figures" / folder, folder.rsplit("-", 1)[0].removesuffix("-normalized")
     presets, judge = {"grok": (grok.PRESETS, grok.judge), "grok-phase": (grok.PLANES, grok.judge_phase),
                       "double_descent": (double_descent.PRESETS, double_descent.judge),
                       "emergence": (emergence.PRESETS, emergence.judge)}[name]
