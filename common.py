@@ -1455,7 +1455,7 @@ def print_results(rows, cells, claims):
 
 
 def unusual(settings, preset):
-    """The options of training that are not those of the preset, as text; but for p, seeds and steps, which figures tell."""
+    """The options of training that are not those of the preset, as text; without p, seeds and steps."""
     return " ".join(f"--{f.name.replace('_', '-')} {getattr(settings, f.name)}" for f in fields(Settings)
                     if f.name not in ("p", "seeds", "steps") and getattr(settings, f.name) != getattr(preset, f.name))
 
@@ -1474,7 +1474,7 @@ def report(settings, preset, out, draw, judge):
     write_table(out / "cells.csv", cells)
     for file, figure in draw(settings, rows, curves).items():
         if own := unusual(settings, preset):
-            figure.suptitle(f"{figure.get_suptitle()}\nwith {own}".strip())
+            figure.suptitle(f"{figure.get_suptitle()}\nwith {own}")
         write(out / file, partial(figure.savefig, format="png", dpi=150))
     return rows, cells, claims
 

@@ -749,6 +749,7 @@ def draw_phase(settings, rows, curves):
     for axis in (capacity, critical):
         axis.set(xscale="log", xlabel="hidden size d")
         size_ticks(axis, found[1.0].hidden, found[1.0].hidden)
+    figure.suptitle(f"What the diagram of (a + b) mod {settings.p} is made of ({settings.seeds} seeds, step {settings.steps})")
     return {"phase.png": draw_diagram(settings, rows, found[1.0]), "measures.png": figure}
 
 

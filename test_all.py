@@ -1495,13 +1495,15 @@ def test_accuracy_counts_only_where_the_memorization_is_known():
     assert all(np.isnan(emergence.best(rows)) and c["holds"] is None for c in emergence.judge_suppression(settings, rows))
 
 
-@pytest.mark.parametrize("mixed, finding", [
-    ((0.02, 0.02, 0.95), "Beside memorization, addition fails at 1×16 and passes 0.5 at 1×32 (3 of 3 seeds)"),
-    ((0.3, 0.2, 0.4), "Beside memorization, addition is partly learned at 1×32"),
-    ((None, 1, 1), "Beside memorization, addition is held back at no size"), ((None, None, None), "Addition beside memorization")])
-def test_the_title_says_what_was_found(mixed, finding):
+@pytest.mark.parametrize("mixed, finding, arrow", [
+    ((0.02, 0.02, 0.95), "Beside memorization, addition fails at 1×16 and passes 0.5 at 1×32 (3 of 3 seeds)", True),
+    ((0.3, 0.2, 0.4), "Beside memorization, addition is partly learned at 1×32", False),
+    ((None, 1, 1), "Addition passes 0.5 at every size that memorizes the labels", False),
+    ((None, None, None), "Addition beside memorization", False)])
+def test_the_title_says_what_was_found_and_an_arrow_how_late_addition_comes_back(mixed, finding, arrow):
     settings, rows = made_up_ladder(mixed, (1, 1, 1))
-    assert emergence.draw(settings, rows, {})["emergence.png"].get_suptitle().split("\n")[0] == finding
+    figure = emergence.draw(settings, rows, {})["emergence.png"]
+    assert figure.get_suptitle().split("\n")[0] == finding and bool(figure.axes[0].texts) == arrow
 
 
 def test_a_point_of_a_known_run_is_not_above_its_line():
