@@ -1472,8 +1472,9 @@ def report(settings, preset, out, draw, judge):
         fail(f"--out {out}: no whole results ({error}); the command without --plot-only makes them")
     claims = judge(settings, rows, curves)
     write_table(out / "cells.csv", cells)
+    own = unusual(settings, preset)
     for file, figure in draw(settings, rows, curves).items():
-        if own := unusual(settings, preset):
+        if own:
             figure.suptitle(f"{figure.get_suptitle()}\nwith {own}")
         write(out / file, partial(figure.savefig, format="png", dpi=150))
     return rows, cells, claims
