@@ -2511,12 +2511,13 @@ REFERENCES = [("grok-paper", "grok-small"), ("grok-phase-paper", "grok-phase-sma
               ("emergence-paper", "emergence-small")]
 
 
-def results_table():
-    """The README's table of claims, from the summary.json files in figures/; python test_all.py writes it there.
+def results_table(papers):
+    """The table of claims in README.md, the paper's, or in figures/README.md, the others, from the summary.json files.
 
-    A row for each claim at p = 113, with the verdict at p = 59, if there is one, at its end; then those made at p = 59 alone.
+    python test_all.py writes them there. A row for each claim at p = 113, with the verdict at p = 59, if there is one, at its
+    end; then those made at p = 59 alone.
     """
-    lines = ["| claim | paper | measured, p = 113 | holds | p = 59 |", "| --- | --- | --- | --- | --- |"]
+    names, lines, told = {True: "yes", False: "**no**", None: "undecided"}, [], []
 
     def how(summary):
         """With what the results were made."""
@@ -2525,24 +2526,33 @@ def results_table():
         return f"p = {made['p']}, {made['seeds']} seeds{side}, {made['steps']:,} steps"
 
     def verdicts(summary):
-        """{claim: (claim, verdict as text)} of the claims that are judged, or that the paper or another work makes."""
-        names = {True: "yes", False: "**no**", None: "undecided"}
+        """{claim: (claim, verdict as text)}; where another work makes a claim, or we do, what it says is in brackets."""
         return {c["claim"]: (c, names[c["holds"]]) for c in summary["claims"]
-                if c["holds"] is not None or c["paper"] != "-" and not c["claim"].startswith("in the zone")}
+                if (c["paper"][0] not in "(-" if papers else c["paper"][0] == "(") and not c["claim"].startswith("in the zone")}
     for folders in REFERENCES:
         made, *others = (json.loads((HERE / "figures" / folder / "summary.json").read_text()) for folder in folders)
-        commands = [f"`python {each['command']}`" for each in (made, *others)]
-        beside = "".join(f"; last column: {command} ({how(other)})" for command, other in zip(commands[1:], others))
-        lines.append(f"| **{commands[0]}** ({how(made)}){beside}; {made['device']}, torch {made['torch']} | | | | |")
         main, side = verdicts(made), verdicts(others[0]) if others else {}
+        if main or side:
+            commands = [f"`python {each['command']}`" for each in (made, *others)]
+            beside = "".join(f"; last column: {command} ({how(other)})" for command, other in zip(commands[1:], others))
+            lines.append(f"| **{commands[0]}** ({how(made)}){beside}; {made['device']}, torch {made['torch']} | | | | |")
         for text in dict.fromkeys([*main, *side]):
             (c, _), (_, here), (_, there) = main.get(text) or side[text], main.get(text, ("", "")), side.get(text, ("", ""))
-            lines.append(f"| {'' if here else 'p = 59: '}{text} | {c['paper']} | {c['measured']} | {here} | {there} |")
-    return "\n".join(lines) + "\n"
+            source = c["paper"] if papers else c["paper"][1:-1]
+            lines.append(f"| {'' if here else 'p = 59: '}{text} | {source} | {c['measured']} | {here} | {there} |")
+            told.append((here, there))
+    total = [", ".join(f"{column.count(word)} {word}" for word in names.values()) for column in zip(*told)]
+    head = [["claim", "paper" if papers else "source, or number", "measured, p = 113", "holds", "p = 59"], ["---"] * 5,
+            ["**all of these**", "", "", *total]]
+    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in head), *lines]) + "\n"
 
 
-def test_readme_tells_what_the_reference_results_say():
-    assert results_table() in (HERE / "README.md").read_text()
+TABLES = {HERE / "README.md": True, HERE / "figures" / "README.md": False}      # {file: whether its table is the paper's claims}
+
+
+@pytest.mark.parametrize("path", TABLES)
+def test_readme_tells_what_the_reference_results_say(path):
+    assert results_table(TABLES[path]) in path.read_text()
 
 
 FOLDERS = sorted(path.name for path in (HERE / "figures").glob("*-*"))
@@ -2601,16 +2611,21 @@ def test_the_command_of_the_reference_results_makes_their_settings(folder, monke
 
 
 def test_readme_quotes_the_code_and_shows_figures_that_are_there():
-    readme = (HERE / "README.md").read_text()
-    assert not re.search(r"(?m)^ *[+] ", readme)      # Markdown makes a list of it
+    texts = {path: path.read_text() for path in TABLES}
     code = {line.strip() for script in SCRIPTS for line in (HERE / script).read_text().splitlines()}
-    blocks = re.findall(r"```python\n(.*?)```", readme, re.S)
-    quoted = [line.strip() for block in blocks for line in block.splitlines() if line.strip()]
-    figures = re.findall(r"\]\((figures/[^)]+)\)", readme)
-    assert quoted and set(quoted) <= code and figures and all((HERE / figure).exists() for figure in figures)
-    assert {figure.split("/")[1] for figure in figures} == {path.name for path in (HERE / "figures").iterdir()}
-    assert all(f"](#{link}" not in readme or f"\n## {link.replace('-', ' ')}\n" in readme.lower()
-               for link in re.findall(r"\]\(#([^)]+)\)", readme))
+    quoted = [line.strip() for block in re.findall(r"```python\n(.*?)```", texts[HERE / "README.md"], re.S)
+              for line in block.splitlines() if line.strip()]
+    assert quoted and set(quoted) <= code
+    shown = set()
+    for path, text in texts.items():
+        assert not re.search(r"(?m)^ *[+] ", text)      # Markdown makes a list of it
+        for link in re.findall(r"\]\(([^):]+)\)", text):       # of a file, a heading, or a heading of a file
+            name, _, heading = link.partition("#")
+            target = (path.parent / name).resolve() if name else path
+            shown.add(target.parent.name)
+            assert target.exists(), link
+            assert not heading or f"# {heading.replace('-', ' ')}\n" in target.read_text().lower().replace(",", ""), link
+    assert shown >= set(FOLDERS)
 
 
 @pytest.mark.parametrize("script", SCRIPTS[1:])
@@ -2655,6 +2670,6 @@ def test_benchmark_prints_json_last():
 
 
 if __name__ == "__main__":
-    readme = HERE / "README.md"
-    table = r"\| claim \| paper \|.*\n(\|.*\n)+"
-    readme.write_text(re.sub(table, lambda _: results_table(), readme.read_text(), count=1))
+    for path, papers in TABLES.items():
+        table = r"\| claim \| .*\n(\|.*\n)+"
+        path.write_text(re.sub(table, lambda _: results_table(papers), path.read_text(), count=1))
