@@ -277,10 +277,10 @@ class Inputs:
         self.index = (place + count * torch.arange(r, device=device)[:, None, None]).flatten(0, 1)    # (R*N, T-1 or 1)
         row, order = self.index.flatten().sort(stable=True)
         rows = torch.arange(r * count, device=device)
-        examples, begin = order // place.shape[-1], torch.searchsorted(row, rows)             # by row; where each row begins
-        self.inverse = examples, begin
+        examples, first = order // place.shape[-1], torch.searchsorted(row, rows)             # by row; where each row begins
+        self.inverse = examples, first
         if longest:                                                                           # two rounds: parts, then rows
-            term = torch.arange(len(row), device=device) - begin[row]                         # which of its row an example is
+            term = torch.arange(len(row), device=device) - first[row]                         # which of its row an example is
             parts, = (term % longest == 0).nonzero(as_tuple=True)                             # where each part begins
             self.inverse = examples, parts, torch.arange(len(parts), device=device), torch.searchsorted(row[parts], rows)
 
@@ -650,7 +650,8 @@ def train(runs, device, compiled=False, checkpoint=None, tick=lambda *report: No
     """Train runs of one shape together. Returns the history: a dict of (R, evaluations) tensors on the CPU.
 
     checkpoint is a file that keeps the state, so that a killed process goes on from it. tick is called after each evaluation
-    with the runs, the step, and the mean training and validation accuracy. A run whose loss is no longer finite spoils no other.
+    with the runs, the step, and the mean training and validation accuracy of those that have not diverged. A run whose loss is
+    no longer finite spoils no other.
     """
     run, model, on_gpu = runs[0], Transformer(runs).to(device), device.startswith("cuda")
     if on_gpu:
@@ -679,7 +680,7 @@ def train(runs, device, compiled=False, checkpoint=None, tick=lambda *report: No
             measures = {"step": torch.full((len(runs),), float(now))} | evaluate(model, dataset)
             for name, value in measures.items():
                 history[name].append(value.cpu())
-            tick(runs, now, float(measures["train_acc"].mean()), float(measures["val_acc"].mean()))
+            tick(runs, now, float(measures["train_acc"].nanmean()), float(measures["val_acc"].nanmean()))
         if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
             write(checkpoint, partial(torch.save, {"step": now, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                                                    "history": dict(history)}))
@@ -846,10 +847,10 @@ def train_all(populations, options, tick):
             time.sleep(0.05)
             status = [process.exitcode for process in processes]      # before the news, so that none is missed
             while not news.empty():
-                report = news.get()
-                if isinstance(report, OSError):
-                    raise report
-                tick(populations[report[0]], *report[1:])
+                message = news.get()
+                if isinstance(message, OSError):
+                    raise message
+                tick(populations[message[0]], *message[1:])
             if 2 in status:         # it said why
                 raise SystemExit(2)
             if any(status):
@@ -882,6 +883,15 @@ def rank_and_world():
     return tuple(map(int, both)) if all(both) else (0, 1)
 
 
+def meet(world):
+    """Wait for the other ranks, or end with one line where one of them has ended."""
+    if world > 1:
+        try:
+            dist.barrier()
+        except RuntimeError:
+            fail("another rank ended early")
+
+
 def sweep(runs, options):
     """Train the runs that the cache does not hold. Returns {run: history}, a history a dict of arrays (evaluations,).
 
@@ -893,8 +903,7 @@ def sweep(runs, options):
     done = load_histories(folder)
     if rank == 0:
         write(folder / "room", str(room_on(options.device)))      # for all ranks: others may have other GPUs
-    if world > 1:
-        dist.barrier()      # all ranks know the same runs as done before any adds one
+    meet(world)      # all ranks know the same runs as done before any adds one
     room = int((folder / "room").read_text())
     missing = [[run for run in population if run not in done] for population in pack(runs, room)]
     mine = [population for population in missing if population][rank::world]
@@ -917,13 +926,14 @@ def sweep(runs, options):
             fits = line[:shutil.get_terminal_size().columns - 1]       # a longer line wraps, and is not cleared
             print(f"\r\033[K{fits}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
 
-    train_all(mine, options, tick)
-    if live:
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
+    try:
+        train_all(mine, options, tick)
+    finally:
+        if live:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
     # in a file, since gloo may abort at exit where it has sent a tensor
     write(folder / f"run-steps-{rank}", str(run_steps(begun.values())))
-    if world > 1:
-        dist.barrier()
+    meet(world)
     if rank == 0:
         before, done = len(done), load_histories(folder)
         steps = sum(float((folder / f"run-steps-{i}").read_text()) for i in range(world))
@@ -956,27 +966,27 @@ def dynamic(history):
     """
     if not np.isfinite(history["train_loss"]).all():
         return "diverged"
-    steps, val_acc = history["step"], history["val_acc_unmirrored"]
-    if np.isnan(val_acc).all():
+    steps, unmirrored = history["step"], history["val_acc_unmirrored"]
+    if np.isnan(unmirrored).all():
         return None
-    memorized, rising = first_step(steps, history["train_acc"], MEMORIZED), first_step(steps, val_acc, FLOOR)
+    memorized, rising = first_step(steps, history["train_acc"], MEMORIZED), first_step(steps, unmirrored, FLOOR)
     if memorized is None or (rising is not None and rising <= memorized):
         return "stalled" if rising is None else "progression"
-    best = val_acc.max()
+    best = unmirrored.max()
     return "grokking" if best >= GENERALIZED else "semi-grokking" if best >= FLOOR else "ungrokking"
 
 
 def row(run, history):
     """A line of runs.csv: the run, the last value of each measure, and what its curves went through."""
-    steps, val_acc = history["step"], history["val_acc_unmirrored"]
+    steps, unmirrored = history["step"], history["val_acc_unmirrored"]
     line = asdict(run) | {"params": parameters(run), "operator": int(run.operator), "split": int(run.split)}
     line |= {name: float(values[-1]) for name, values in history.items() if name != "step"}
-    line |= {"best_val_acc": float(history["val_acc"].max()), "best_val_acc_unmirrored": float(val_acc.max())}
+    line |= {"best_val_acc": float(history["val_acc"].max()), "best_val_acc_unmirrored": float(unmirrored.max())}
     if run.memorize:
-        known = val_acc[history["memorize_acc"] >= MEMORIZED]
+        known = unmirrored[history["memorize_acc"] >= MEMORIZED]
         line["best_val_acc_memorized"] = float(max(known, default=math.nan))
     return line | {"memorized_at": first_step(steps, history["train_acc"], MEMORIZED),
-                   "generalized_at": first_step(steps, val_acc, GENERALIZED), "dynamic": dynamic(history)}
+                   "generalized_at": first_step(steps, unmirrored, GENERALIZED), "dynamic": dynamic(history)}
 
 
 def by_cell(rows, *names):
@@ -1260,16 +1270,16 @@ class Settings:
 
     def run(self, task, hidden, data, seed, **more):
         """A Run with these settings, but for those given."""
-        return replace(Run(task, self.p, hidden, data, seed, self.steps, self.lr, self.weight_decay, self.loss, self.eps,
-                           precision=self.precision, normalization=self.normalization), **more)
+        ours = {f.name: getattr(self, f.name) for f in fields(Settings) if f.name != "seeds"}
+        return Run(**{"task": task, "hidden": hidden, "data": data, "seed": seed} | ours | more)
 
 
 THREADS = torch.get_num_threads()      # torch's choice, before set_up
 
 
 def fail(message):
-    """End with one line on stderr and exit status 2."""
-    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    """End with one line on stderr, in place of a live one, and exit status 2."""
+    print("\r\033[K" * sys.stderr.isatty() + f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -1306,8 +1316,9 @@ def set_up(options):
         options.device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     try:
         torch.zeros(1, device=options.device).item()
-    except (RuntimeError, AssertionError, ImportError):      # the latter where torch knows it as a plugin
-        fail(f"--device {options.device}: not a device of this machine; allowed are auto, cpu, "
+    except (RuntimeError, AssertionError, ImportError) as error:      # the latter where torch knows it as a plugin
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        fail(f"--device {options.device}: can't be used ({why}); allowed are auto, cpu, "
              "and cuda, cuda:N or mps where there is one")
     if options.device.startswith("cpu:"):       # another name of the same device
         options.device = "cpu"
@@ -1334,7 +1345,7 @@ def command_line(script, doc, experiments):
     folder = Path(script).stem + (f"-{experiment}" if experiment != default else "")
     parser = argparse.ArgumentParser(prog=f"{script} [{' | '.join(experiments)}]" if len(experiments) > 1 else script,
                                      description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    late = f" ({' or '.join(experiments)} comes first)" if set(words) & set(experiments) else ""
+    late = f" ({' or '.join(experiments)} comes first)" if len(experiments) > 1 and set(words) & set(experiments) else ""
     parser.error = lambda message: fail(message + late)         # one line, without the usage in front
     machine_options(parser)
     parser.add_argument("--scale", choices=presets, help="quick: a CPU, at most two minutes; small: p = 59; "
@@ -1399,17 +1410,16 @@ def locked(out):
     return lock
 
 
-def begin(options, summary):
+def begin(settings, options, summary):
     """Begin summary.json, or end with one line: results of another configuration. Returns what was saved, {} for nothing."""
     out, path, wanted, saved = options.out, options.out / "summary.json", summary["configuration"], {}
-    if options.fresh:
-        for pattern in ("cache/*.pt", "summary.json", "runs.csv", "cells.csv", "curves.npz"):
-            for old in [*out.glob(pattern), *out.glob(pattern + ".*.part")]:       # what a kill left
-                old.unlink(missing_ok=True)
+    for pattern in ("cache/*.pt", "summary.json", "runs.csv", "cells.csv", "curves.npz"):
+        for old in [*out.glob(pattern + ".*.part"), *(out.glob(pattern) if options.fresh else ())]:      # a kill leaves parts
+            old.unlink(missing_ok=True)
     if path.exists():
         try:
             saved = json.loads(path.read_text())
-            before = {f.name: f.default for f in fields(Settings) if f.default is not None}      # of settings added since
+            before = {f.name: f.default for f in fields(settings) if f.default is not None}      # of settings added since
             for name, value in (before | saved["configuration"]).items():
                 if value != wanted.get(name):
                     fail(f"--out {out}: holds results with {name} = {value}, not {wanted.get(name)}; "
@@ -1454,16 +1464,10 @@ def print_results(rows, cells, claims):
     print_table(table)
 
 
-def unusual(settings, preset):
-    """The options of training that are not those of the preset, as text; without p, seeds and steps."""
-    return " ".join(f"--{f.name.replace('_', '-')} {getattr(settings, f.name)}" for f in fields(Settings)
-                    if f.name not in ("p", "seeds", "steps") and getattr(settings, f.name) != getattr(preset, f.name))
-
-
 def report(settings, preset, out, draw, judge):
-    """Judge the results in out and write their figures there, which name what training had of its own, not of the preset.
+    """Judge the results in out and write their figures there. Returns the rows, the cells and the claims.
 
-    Returns the rows, the cells and the claims.
+    The figures name the options of training that are not those of the preset; p, seeds and steps they name anyway.
     """
     try:
         rows, curves = read_results(out)
@@ -1472,7 +1476,8 @@ def report(settings, preset, out, draw, judge):
         fail(f"--out {out}: no whole results ({error}); the command without --plot-only makes them")
     claims = judge(settings, rows, curves)
     write_table(out / "cells.csv", cells)
-    own = unusual(settings, preset)
+    own = " ".join(f"--{f.name.replace('_', '-')} {value}" for f in fields(Settings)
+                   if f.name not in ("p", "seeds", "steps") and (value := getattr(settings, f.name)) != getattr(preset, f.name))
     for file, figure in draw(settings, rows, curves).items():
         if own:
             figure.suptitle(f"{figure.get_suptitle()}\nwith {own}")
@@ -1506,14 +1511,10 @@ def reproduce(script, doc, **experiments):
             dist.init_process_group("gloo", timeout=timedelta(days=7))
         if rank == 0:
             lock = locked(options.out)
-            saved = begin(options, summary)
+            saved = begin(settings, options, summary)
             print(f"{script}: {options.scale} scale, {len(runs)} runs, {sum(run.steps for run in runs):,} run-steps, "
                   f"on {device}; results go to {options.out}")
-        if world > 1:
-            try:
-                dist.barrier()
-            except RuntimeError:
-                fail("rank 0 ended before the work began")
+        meet(world)
         results = None if options.plot_only else sweep(runs, options)
         if rank:
             return
@@ -1527,7 +1528,7 @@ def reproduce(script, doc, **experiments):
         print_results(rows, cells, claims)
         print(f"\n{time.monotonic() - start:.0f} s; figures, tables and summary.json are in {options.out}")
     except KeyboardInterrupt:
-        print(f"\nInterrupted. What is finished is saved; {again} goes on from there.", file=sys.stderr)
+        print(f"Interrupted. What is finished is saved; {again} goes on from there.", file=sys.stderr)
         raise SystemExit(130) from None
     except OSError as error:
         ours = isinstance(error, (ChildProcessError, BrokenPipeError))      # not of --out
