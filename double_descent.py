@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from common import COLORS, ENOUGH, FLOOR, Settings, below, beyond, by_cell, claim, deepest, dip_of, fail, interval
+from common import COLORS, ENOUGH, FLOOR, Settings, below, beyond, by_cell, claim, dip_of, fail, interval
 from common import interval_name, judgeable, majority, option, reproduce, resampled_means, size_curve, size_ticks, triples
 from common import with_interval
 
@@ -66,7 +66,7 @@ def grid(settings):
 
 # the figure
 
-LINES = "-", "--", ":", "-."      # of each D of either task, the smallest first
+LINES = "-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4))      # of each D of either task, the smallest first
 RING = {"facecolors": "none", "edgecolors": "black", "lw": 2, "zorder": 5}      # around a dip
 
 
@@ -80,10 +80,10 @@ def draw_task(top, bottom, rows, task, styles):
         hidden, values = size_curve(rows, task, data)
         means, low, high = np.array([interval(seeds) for seeds in values]).T
         column = hidden * 1.025 ** (i - (len(styles) - 1) / 2)      # each D in a column of its own
-        top.plot(column, means, style, color="black", zorder=2)
+        top.plot(column, means, ls=style, color="black", zorder=2)
         top.vlines(column, low, high, color="black", lw=1, zorder=2)
         train_acc = np.ma.masked_invalid(size_curve(rows, task, data, "train_acc")[1])      # without the runs that diverged
-        bottom.plot(hidden, train_acc.mean(1), style, color="black", label=f"D = {data}")
+        bottom.plot(hidden, train_acc.mean(1), ls=style, color="black", label=f"D = {data}")
         for size, place, mean, each in zip(hidden, column, means, values):
             seeds = cells[task, size, data]
             kind = majority(seeds)
@@ -139,7 +139,7 @@ PAPER_ZEROS = {("addition", 2600): (24, 28, 32, 36, 40), ("squared_addition", 30
 
 
 def judge_dips(settings, rows):
-    """The dip of each curve, {(task, D): (verdict, what was measured)}, and a claim on each.
+    """The dip of each curve, {(task, D): (verdict, what was measured, depth, its interval)}, and a claim on each.
 
     No dip does not speak against a shallow one, which may be less deep than what is called a dip here.
     """
@@ -148,7 +148,7 @@ def judge_dips(settings, rows):
         for data in sizes:
             hidden, depth, where, low, high, verdict = dip_of(rows, task, data)
             place = f" at d = {hidden[where]}" if where else ""
-            found[task, data] = verdict, f"{verdict}, {with_interval(depth, low, high)}{place}"
+            found[task, data] = verdict, f"{verdict}, {with_interval(depth, low, high)}{place}", depth, low, high
             paper = PAPER_DIPS.get((task, data), "-") if settings.p == 113 else "-"
             unclear = paper == "-" or verdict == "undecided" or ("shallow" in paper and verdict == "no dip")
             claims.append(claim(f"{task}, D = {data}: whether accuracy dips, n = {settings.seeds}", paper, found[task, data][1],
@@ -172,7 +172,7 @@ def sufficient_size(hidden, values, seed=0):
 
 
 def judge_more_data(settings, found):
-    """Prediction 1, of the smallest and the largest D decided; found: {(task, D): (verdict on its dip, what was measured)}.
+    """Prediction 1, of the smallest and the largest D decided; found is that of judge_dips.
 
     Where both dip, or neither does, all D may lie on one side of the crossing: that does not tell.
     """
@@ -181,7 +181,7 @@ def judge_more_data(settings, found):
         if len(sizes) > 1:
             decided = [data for data in sizes if found[task, data][0] != "undecided"]
             small, *_, large = decided if len(decided) > 1 else sizes
-            verdicts, texts = zip(found[task, small], found[task, large])
+            verdicts, texts, *_ = zip(found[task, small], found[task, large])
             figure, paper = (" (fig 6)", "a dip, then none") if task == "addition" else ("", "(a dip, then none)")
             claims.append(claim(f"prediction 1{figure}: {task} dips for small D, not for large", paper,
                                 f"D = {small}: {texts[0]}; D = {large}: {texts[1]}",
@@ -192,22 +192,21 @@ def judge_more_data(settings, found):
 def judge_harder(settings, rows, found):
     """Prediction 2, at some D of both tasks: the harder one alone dips, or dips deeper, and a model must be larger to generalize.
 
-    The paper shows it at one D; so one is enough for a yes, and all must fail for a no. That it fails takes a dip of addition
-    (else D may lie above both crossings), and for the depth a verdict on the dip of the harder task; for the first, that it has
-    none (D may lie below both). The intervals hold for all D together (Bonferroni).
+    The paper shows it at one D; so one is enough for a yes, and all must fail for a no. A no needs a dip of addition: without
+    one, D may lie above both crossings. That the harder task alone dips fails if it has no dip; that it dips deeper, if there is
+    a verdict on its dip. A depth is the largest of many differences, so it is noisy upward, the more so the more sizes are low:
+    the interval of a difference of depths has the ends of both intervals. That of a ratio holds for all D together (Bonferroni).
     """
     alone, deeper, larger, dips, by, times = [], [], [], [], [], []
     both = sorted(set(settings.squared_data) & set(settings.data))
     for data in both:
         (hidden, hard), (_, easy) = (size_curve(rows, task, data) for task in ("squared_addition", "addition"))
-        (dip, _), (easy_dip, _) = found["squared_addition", data], found["addition", data]
+        (dip, _, depth, least, most), (easy_dip, _, *easy_depth) = found["squared_addition", data], found["addition", data]
         dips.append(f"D = {data}: {dip} against {easy_dip}")
         alone.append({("dip", "no dip"): True, ("no dip", "dip"): False}.get((dip, easy_dip)))
         enough, bounds = judgeable(hard) and judgeable(easy), [2.5 / len(both), 100 - 2.5 / len(both)]
-        depths = [deepest(resampled_means(values, i)) for i, values in enumerate((hard, easy))]
-        difference = depths[0] - depths[1]      # (1 + draws,), each curve with draws of its own
-        low, high = np.percentile(difference[1:], bounds)
-        by.append(f"D = {data}: by {with_interval(difference[0], low, high)}")
+        difference, low, high = np.subtract((depth, least, most), np.take(easy_depth, (0, 2, 1)))
+        by.append(f"D = {data}: by {with_interval(difference, low, high)}")
         less = high <= 0 and easy_dip == "dip" and dip != "undecided"
         deeper.append(True if low > 0 and dip == "dip" else False if less else None)
         size, easy_size = (sufficient_size(hidden, values, i) for i, values in enumerate((hard, easy)))
