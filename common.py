@@ -909,7 +909,7 @@ def sweep(runs, options):
     mine = [population for population in missing if population][rank::world]
     expected = expected_seconds(mine, options)
     if expected > 60 and rank == 0:
-        print(f"expect about {timedelta(seconds=round(expected, -1))} of training", file=sys.stderr, flush=True)
+        print(f"expect about {timedelta(seconds=min(round(expected, -1), 10**9))} of training", file=sys.stderr, flush=True)
     begun, shown, live = {}, 0.0, rank == 0 and sys.stderr.isatty()
     # begun: {first run of a population: (population, share done before this start, share done now)}
 

@@ -2395,6 +2395,12 @@ def test_the_live_line_stays_on_one_line(tmp_path, monkeypatch):
     assert len(lines) > 3 and max(map(len, lines)) == 39 and "\n" not in lines[-2]
 
 
+def test_a_time_to_expect_beyond_a_timedelta_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(common, "expected_seconds", lambda *_: 1e20)
+    common.sweep(runs_of(2, steps=5), sweep_options(tmp_path))
+    assert "expect about 11574 days, 1:46:40 of training" in capsys.readouterr().err
+
+
 def test_an_error_takes_the_place_of_the_live_line(tmp_path, monkeypatch):
     def cut_short(populations, options, tick):
         """As where the disk gets full."""
