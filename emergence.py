@@ -297,7 +297,7 @@ def judge_thresholds(settings, rows):
                 _, least, most = ratio_alone(rows, level, *which)
                 inside = least > PAPER_RATIO / 3 and most < 3 * PAPER_RATIO
                 holds = True if inside else False if most < PAPER_RATIO / 3 or least > 3 * PAPER_RATIO else None
-            claims.append(claim(f"smallest size with accuracy {level}: {series_name(*which)}", paper, measured, holds))
+            claims.append(claim(f"smallest size from which on accuracy is {level}: {series_name(*which)}", paper, measured, holds))
     return claims
 
 
@@ -316,12 +316,12 @@ def judge_comparisons(settings, rows):
             least, most = [order[below] + 1 for below, _ in found.values()], [order[size] for _, size in found.values() if size]
             tells = max(found) >= 2 * min(found) and min(least) > 1
             claims.append(claim(f"fig 8: the amount to memorize matters little for accuracy {level}", "within one size",
-                                ", ".join(f"+ {amount}: {label.get(size, 'not reached')}" for amount, (_, size) in found.items()),
+                                ", ".join(f"+ {amount}: {label.get(size, 'none')}" for amount, (_, size) in found.items()),
                                 False if most and max(least) - min(most) > 1 else
                                 True if len(most) == len(found) and tells and max(most) - min(least) <= 1 else None))
         (below_whole, whole), (below_split, split) = (bracket(rows, level, first, halved) for halved in (False, True))
-        claims.append(claim(f"fig 10: with a split layer, accuracy {level} is reached at a smaller size", "far smaller",
-                            f"{label.get(split, 'not reached')} against {label.get(whole, 'not reached')}"
+        claims.append(claim(f"fig 10: with a split layer, accuracy {level} is reached from a smaller size on", "far smaller",
+                            f"{label.get(split, 'none')} against {label.get(whole, 'none')}"
                             + (f", {two_digits(whole / split)} times" if split and whole and split != whole else ""),
                             True if split and below_whole >= split and (whole or below_whole) >= 2 * split else
                             False if whole and below_split >= whole else None))
