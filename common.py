@@ -892,6 +892,9 @@ def meet(world):
             fail("another rank ended early")
 
 
+CLEAR = "\r\033[K"      # clears the live line of a terminal
+
+
 def sweep(runs, options):
     """Train the runs that the cache does not hold. Returns {run: history}, a history a dict of arrays (evaluations,).
 
@@ -924,13 +927,13 @@ def sweep(runs, options):
             line = (f"{progress(begun.values(), mine, seconds)} | hidden {run.hidden}, D {run.data}, step {step}: "
                     f"train {train_acc:.2f}, val {val_acc:.2f}")
             fits = line[:shutil.get_terminal_size().columns - 1]       # a longer line wraps, and is not cleared
-            print(f"\r\033[K{fits}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
+            print(f"{CLEAR}{fits}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
 
     try:
         train_all(mine, options, tick)
     finally:
         if live:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            print(CLEAR, end="", file=sys.stderr, flush=True)
     # in a file, since gloo may abort at exit where it has sent a tensor
     write(folder / f"run-steps-{rank}", str(run_steps(begun.values())))
     meet(world)
@@ -1279,7 +1282,7 @@ THREADS = torch.get_num_threads()      # torch's choice, before set_up
 
 def fail(message):
     """End with one line on stderr, in place of a live one, and exit status 2."""
-    print("\r\033[K" * sys.stderr.isatty() + f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    print(CLEAR * sys.stderr.isatty() + f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     raise SystemExit(2)
 
 

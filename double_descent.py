@@ -201,12 +201,13 @@ def judge_harder(settings, rows, found):
     both = sorted(set(settings.squared_data) & set(settings.data))
     for data in both:
         (hidden, hard), (_, easy) = (size_curve(rows, task, data) for task in ("squared_addition", "addition"))
-        (dip, _, depth, least, most), (easy_dip, _, *easy_depth) = found["squared_addition", data], found["addition", data]
+        dip, _, depth, least, most = found["squared_addition", data]
+        easy_dip, _, easy_depth, easy_least, easy_most = found["addition", data]
         dips.append(f"D = {data}: {dip} against {easy_dip}")
         alone.append({("dip", "no dip"): True, ("no dip", "dip"): False}.get((dip, easy_dip)))
         enough, bounds = judgeable(hard) and judgeable(easy), [2.5 / len(both), 100 - 2.5 / len(both)]
-        difference, low, high = np.subtract((depth, least, most), np.take(easy_depth, (0, 2, 1)))
-        by.append(f"D = {data}: by {with_interval(difference, low, high)}")
+        low, high = least - easy_most, most - easy_least
+        by.append(f"D = {data}: by {with_interval(depth - easy_depth, low, high)}")
         less = high <= 0 and easy_dip == "dip" and dip != "undecided"
         deeper.append(True if low > 0 and dip == "dip" else False if less else None)
         size, easy_size = (sufficient_size(hidden, values, i) for i, values in enumerate((hard, easy)))

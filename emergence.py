@@ -297,7 +297,8 @@ def judge_thresholds(settings, rows):
                 _, least, most = ratio_alone(rows, level, *which)
                 inside = least > PAPER_RATIO / 3 and most < 3 * PAPER_RATIO
                 holds = True if inside else False if most < PAPER_RATIO / 3 or least > 3 * PAPER_RATIO else None
-            claims.append(claim(f"smallest size from which on accuracy is {level}: {series_name(*which)}", paper, measured, holds))
+            claims.append(claim(f"smallest size from which on accuracy is {level}: {series_name(*which)}", paper, measured,
+                                holds))
     return claims
 
 

@@ -2413,7 +2413,10 @@ def test_an_error_takes_the_place_of_the_live_line(tmp_path, monkeypatch):
     monkeypatch.setattr(common.time, "monotonic", iter(range(10**6)).__next__)
     with pytest.raises(OSError):
         common.sweep(runs_of(2), sweep_options(tmp_path))
-    assert "2 runs" in terminal.getvalue() and terminal.getvalue().endswith("\r\033[K")
+    assert "2 runs" in terminal.getvalue() and terminal.getvalue().endswith(common.CLEAR)
+    with pytest.raises(SystemExit):
+        common.fail("too little memory")
+    assert re.fullmatch(r"\S+: error: too little memory\n", terminal.getvalue().split(common.CLEAR)[-1])
 
 
 def test_the_work_of_a_run_that_goes_on_with_less_data_is_that_of_both_halves():
