@@ -716,9 +716,9 @@ def draw_cost(axis, rows):
     for norm, data, h, color in sorted(labels):      # labels one above the other where lines end close together
         place[data] = max(place.get(data, -np.inf) + gap, norm)
         axis.annotate(f"  d = {h}", (data, place[data]), va="center", fontsize=8, color=color)
-    axis.margins(x=0.12)
+    axis.margins(0.12)      # room for the labels and the legend
     axis.set(xlabel="training examples D", ylabel="parameter norm, last step",
-             title="What a circuit costs: norm against data, a line per hidden size")
+             title="What a circuit costs: norm against data")
 
 
 def draw_zones(axis, settings, rows, now):
@@ -737,7 +737,7 @@ def draw_zones(axis, settings, rows, now):
 def draw_phase(settings, rows, curves):
     """The figures by file name: the diagram, and what it is made of."""
     found = {until: measured(settings, rows, curves, until) for until in (0.25, 0.5, 1.0)}
-    figure = Figure(figsize=(19, 9), layout="constrained")
+    figure = Figure(figsize=(16.5, 8.5), layout="constrained")
     (accuracy, capacity, cost), (critical, forgetting, agreement) = figure.subplots(2, 3)
     draw_accuracy(accuracy, settings, found[1.0])
     draw_capacity(capacity, settings, found[1.0])
@@ -749,6 +749,7 @@ def draw_phase(settings, rows, curves):
         axis.grid(alpha=0.25)
         axis.legend(fontsize=8)
     forgetting.legend(fontsize=8, loc="center", bbox_to_anchor=(0.33, 0.45))
+    cost.legend(fontsize=8, loc="upper center", ncols=2)
     for axis in (capacity, critical):
         axis.set(xscale="log", xlabel="hidden size d")
         size_ticks(axis, found[1.0].hidden, found[1.0].hidden)
