@@ -1237,12 +1237,16 @@ def read_table(path):
 
 
 def read_results(out):
-    """rows, the lines of runs.csv, and curves, {measure: (runs, evaluations)}."""
+    """rows, the lines of runs.csv, and curves, {measure: (runs, evaluations)}; none where there is no curves.npz."""
     rows = read_table(out / "runs.csv")
+    if not rows:
+        raise ValueError("runs.csv is empty")
+    if not (out / "curves.npz").exists():
+        return rows, {}
     with np.load(out / "curves.npz", allow_pickle=False) as saved:
         curves = dict(saved)
     last = [norm[np.isfinite(steps)][-1] for norm, steps in zip(curves["norm"], curves["step"])]      # tells runs apart
-    if not rows or not np.array_equal(last, np.array([line["norm"] for line in rows], np.float32), equal_nan=True):
+    if not np.array_equal(last, np.array([line["norm"] for line in rows], np.float32), equal_nan=True):
         raise ValueError("runs.csv and curves.npz hold different runs")
     return rows, curves
 
@@ -1488,11 +1492,12 @@ def report(settings, preset, out, draw, judge):
     return rows, cells, claims
 
 
-def reproduce(script, doc, **experiments):
+def reproduce(script, doc, needs_curves=False, **experiments):
     """What every script does: train the runs of grid(settings) or load what is saved, write the results, draw, judge.
 
     experiments: name=(presets, grid, draw, judge), the default first. draw(settings, rows, curves) is {file name: Figure},
-    judge(settings, rows, curves) a list of claims; rows and curves as read_results returns them.
+    judge(settings, rows, curves) a list of claims; rows and curves as read_results returns them. Without needs_curves both know
+    rows alone, and --plot-only asks for no curves.npz.
     """
     start, (rank, world) = time.monotonic(), rank_and_world()
     if hasattr(sys.stdout, "reconfigure"):      # not in a notebook
@@ -1501,8 +1506,9 @@ def reproduce(script, doc, **experiments):
     presets, grid, draw, judge = experiments[experiment]
     runs = list(dict.fromkeys(grid(settings)))      # each once
     check(runs)
-    if options.plot_only and not all((options.out / name).exists() for name in ("runs.csv", "summary.json")):
-        fail(f"--plot-only: no results in {options.out}; the same command without it makes them")
+    needed = ["runs.csv", "summary.json", *["curves.npz"] * needs_curves]
+    if options.plot_only and (missing := [name for name in needed if not (options.out / name).exists()]):
+        fail(f"--plot-only: no {missing[0]} in {options.out}; the same command without it makes it")
     device = torch.cuda.get_device_name(options.device) if options.device.startswith("cuda") else options.device
     summary = {"command": options.command,
                "configuration": {"script": script, "experiment": experiment, **json.loads(json.dumps(asdict(settings)))},

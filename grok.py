@@ -981,7 +981,8 @@ def judge_phase(settings, rows, curves):
 
 def main():
     """Train, draw, judge."""
-    reproduce("grok.py", __doc__, dynamics=(PRESETS, grid, draw, judge), phase=(PLANES, phase_grid, draw_phase, judge_phase))
+    reproduce("grok.py", __doc__, needs_curves=True, dynamics=(PRESETS, grid, draw, judge),
+              phase=(PLANES, phase_grid, draw_phase, judge_phase))
 
 
 if __name__ == "__main__":

@@ -2007,8 +2007,18 @@ def test_plot_only_judges_and_redraws_and_touches_nothing_else(copied, tmp_path)
     (copied / "summary.json").write_text(json.dumps(saved | {"claims": saved["claims"][:1]}))      # as of older code
     assert here(*TINY, "--seeds", 2, "--out", copied, "--plot-only").returncode == 0
     assert (copied / "summary.json").read_bytes() == before
+    (copied / "curves.npz").unlink()
+    one_clear_line(here(*TINY, "--seeds", 2, "--out", copied, "--plot-only"), "--plot-only", "no curves.npz")
     empty = here(*TINY, "--out", tmp_path / "empty", "--plot-only")
     assert empty.returncode == 2 and "--plot-only" in empty.stderr and not (tmp_path / "empty").exists()
+
+
+def test_the_reference_results_without_curves_are_redrawn(tmp_path):
+    for name in ("runs.csv", "summary.json"):
+        shutil.copy(HERE / "figures" / "double_descent-quick" / name, tmp_path)
+    before = (tmp_path / "summary.json").read_bytes()
+    assert here("--plot-only", "--out", tmp_path, script=double_descent).returncode == 0
+    assert (tmp_path / "double_descent.png").exists() and (tmp_path / "summary.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["runs.csv", "curves.npz"])
@@ -2635,8 +2645,7 @@ def reference(folder):
     kind, summary = type(presets["quick"]), json.loads((out / "summary.json").read_text())
     settings = kind(**{f.name: tuple(value) if isinstance(value, list) else value for f in fields(kind)
                        for value in [summary["configuration"][f.name]]})
-    rows, curves = common.read_results(out) if "grok" in name else (common.read_table(out / "runs.csv"), {})
-    return judge, settings, rows, curves, summary["claims"]
+    return judge, settings, *common.read_results(out), summary["claims"]
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
