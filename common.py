@@ -279,8 +279,8 @@ class Inputs:
         rows = torch.arange(r * count, device=device)
         examples, first = order // place.shape[-1], torch.searchsorted(row, rows)             # by row; where each row begins
         self.inverse = examples, first
-        if longest:                                                                           # two rounds: parts, then rows
-            term = torch.arange(len(row), device=device) - first[row]                         # which of its row an example is
+        term = torch.arange(len(row), device=device) - first[row]                             # which of its row an example is
+        if longest and (term >= longest).any():                                               # two rounds: parts, then rows
             parts, = (term % longest == 0).nonzero(as_tuple=True)                             # where each part begins
             self.inverse = examples, parts, torch.arange(len(parts), device=device), torch.searchsorted(row[parts], rows)
 
@@ -387,8 +387,8 @@ class Transformer(nn.Module):
         self.unembed = draw(run.hidden, run.p)
 
     def logits(self, x):
-        """Those at the last position of x (R, N, t, d): (R, N, p)."""
-        return product(self.blocks[-1].normalized(x[:, :, -1]), self.unembed)
+        """Those of the residual stream at '=', x (R, N, d): (R, N, p)."""
+        return product(self.blocks[-1].normalized(x), self.unembed)
 
     def forward(self, inputs, textbook=False):
         """Logits at '=', (R, N, p). textbook=True computes every position of every example, without a table.
@@ -401,7 +401,7 @@ class Transformer(nn.Module):
             equals = self.embed[:, self.equals, None] + self.position[:, -1:]                 # (R, 1, d)
             read = self.blocks[0].attention_by_table(table, equals, inputs)
             x = self.blocks[0].add(equals[:, :, None], read[:, :, None], inputs.serves)       # (R, N, 1, d)
-            return self.logits(x)
+            return self.logits(x.squeeze(2))
         r, n, _ = inputs.tokens.shape
         first = torch.arange(r, device=self.embed.device)[:, None, None] * self.embed.shape[1]
 
@@ -412,7 +412,7 @@ class Transformer(nn.Module):
             x = embedded(inputs.tokens, self.position)                                        # (R, N, T, d)
             for block in self.blocks:
                 x = block.add(x, block.textbook_attention(x), inputs.serves)
-            return self.logits(x)
+            return self.logits(x[:, :, -1])
         prefix = embedded(inputs.prefixes, self.position[:, :-2])                             # (R, rows, T-2, d)
         x = embedded(inputs.tokens[..., -2:], self.position[:, -2:])                          # (R, N, 2, d): b and '='
         for block in self.blocks:
@@ -426,7 +426,7 @@ class Transformer(nn.Module):
             x = block.add(x[:, :, -1:] if last else x, read, inputs.serves)
             if not last:
                 prefix = block.add(prefix, block.attention(prefix, keys, values), inputs.prefixes_serve)
-        return self.logits(x)
+        return self.logits(x.squeeze(2))
 
 
 def parameters(run):
@@ -600,6 +600,8 @@ def training_step(model, optimizer, dataset, compiled):
         try:
             loss().backward()
         except no_compiler as error:
+            if out_of_memory(error) or dataset.labels.is_cuda and torch.cuda.is_current_stream_capturing():
+                raise
             fail(f"--compile: torch.compile does not work here ({str(error).splitlines()[0]})")
         optimizer.step()
     return step
@@ -623,7 +625,7 @@ def capture(step, optimizer):
     optimizer.zero_grad()
     optimizer.param_groups[0]["capturable"] = True
     graph = torch.cuda.CUDAGraph()
-    gc.collect()            # the graph of the population before
+    gc.collect()            # the graph of the population before, whose end may free what cuBLAS keeps for the stream
     try:
         with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
             step()
@@ -1630,8 +1632,9 @@ def benchmark():
             for _ in range(3):
                 packed()
             replay = capture(packed, packed_optimizer)
-            if capture.works:
-                functions[name] = replay
+            if not capture.works:
+                break
+            functions[name] = replay
     taken = seconds_per_call(functions, device, 20)
     each = {name: 1e3 * seconds / (1 if name == "one at a time" else count) for name, seconds in taken.items()}
     best = min((name for name in each if name not in ("one at a time", "products")), key=each.get)
