@@ -66,24 +66,24 @@ def grid(settings):
 
 # the figure
 
-LINES = "-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4))      # of each D of either task, the smallest first
+LINES = "-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4))      # of each D of either task, the smallest first and darkest
 RING = {"facecolors": "none", "edgecolors": "black", "lw": 2, "zorder": 5}      # around a dip
 
 
-def draw_task(top, bottom, rows, task, styles):
-    """A task's validation accuracy, and training accuracy beneath, a curve for each D of styles, {D: line style}.
+def draw_task(top, bottom, rows, task, looks):
+    """A task's validation accuracy, and training accuracy beneath, a curve for each D of looks, {D: how its lines look}.
 
     Returns the verdicts on their dips.
     """
     cells, verdicts = by_cell(rows, "task", "hidden", "data"), set()
-    for i, (data, style) in enumerate(styles.items()):
+    for i, (data, look) in enumerate(looks.items()):
         hidden, values = size_curve(rows, task, data)
         means, low, high = np.array([interval(seeds) for seeds in values]).T
-        column = hidden * 1.025 ** (i - (len(styles) - 1) / 2)      # each D in a column of its own
-        top.plot(column, means, ls=style, color="black", zorder=2)
-        top.vlines(column, low, high, color="black", lw=1, zorder=2)
+        column = hidden * 1.025 ** (i - (len(looks) - 1) / 2)      # each D in a column of its own
+        top.plot(column, means, lw=2, zorder=2, **look)
+        top.vlines(column, low, high, color=look["color"], lw=1, zorder=2)
         train_acc = np.ma.masked_invalid(size_curve(rows, task, data, "train_acc")[1])      # without the runs that diverged
-        bottom.plot(hidden, train_acc.mean(1), ls=style, color="black", label=f"D = {data}")
+        bottom.plot(hidden, train_acc.mean(1), lw=2, label=f"D = {data}", **look)
         for size, place, mean, each in zip(hidden, column, means, values):
             seeds = cells[task, size, data]
             kind = majority(seeds)
@@ -105,8 +105,10 @@ def draw(settings, rows, curves):
     axes[1, 0].set(xscale="log", xlim=(min(settings.hidden) / 1.15, max(settings.hidden) * 1.15))
     formula = {"addition": f"(a + b) mod {settings.p}", "squared_addition": f"(a + b)$^2$ mod {settings.p}"}
     every, verdicts = sorted({data for _, sizes in tasks(settings) for data in sizes}), set()
+    greys = np.linspace(0, 0.6, len(every)).astype(str)
+    looks = {data: {"ls": LINES[i % len(LINES)], "color": grey} for i, (data, grey) in enumerate(zip(every, greys))}
     for (top, bottom), (task, sizes) in zip(axes.T, tasks(settings)):
-        verdicts |= draw_task(top, bottom, rows, task, {data: LINES[every.index(data) % len(LINES)] for data in sizes})
+        verdicts |= draw_task(top, bottom, rows, task, {data: looks[data] for data in sizes})
         top.set_title(formula[task], fontsize=13)
         top.set_ylim(-0.04, 1.06)
         bottom.set_xlabel("hidden size d")
