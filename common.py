@@ -12,6 +12,7 @@ train a whole population, each run as if it were alone. With R = 1 this is the t
 # dependencies = ["torch>=2.6,<2.16", "numpy>=1.26,<3", "matplotlib>=3.8,<4"]
 # ///
 import argparse
+import contextlib
 import csv
 import ctypes
 import gc
@@ -825,6 +826,19 @@ def worker(populations, todo, news, options):
         news.put(error)
 
 
+@contextlib.contextmanager
+def interrupts_wait():
+    """A Ctrl-C waits until this ends; a process begun meanwhile never gets one, not even while it still imports torch."""
+    masks = hasattr(signal, "pthread_sigmask")      # not on Windows
+    if masks:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        if masks:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
 def train_all(populations, options, tick):
     """Train populations to the cache, in options.workers processes or in this one; each takes the next, the longest first.
 
@@ -840,8 +854,9 @@ def train_all(populations, options, tick):
     # daemons: not waited for where a second Ctrl-C ends the finally below too soon
     processes = [context.Process(target=worker, args=(populations, todo, news, options), daemon=True) for _ in range(count)]
     try:
-        for process in processes:
-            process.start()
+        with interrupts_wait():
+            for process in processes:
+                process.start()
         for i in [*range(len(populations)), *[None] * count]:
             todo.put(i)
         status = [None]

@@ -2401,6 +2401,26 @@ def test_a_second_interrupt_ends_the_training_processes_too(tmp_path):
     assert done.returncode == 130 and "goes on from there" in done.stderr
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals of a group")
+def test_an_interrupt_while_spawned_processes_begin_ends_in_one_line(tmp_path):
+    """They still import torch, and this one is slow to end them."""
+    code = """
+import os, signal, sys, common, grok
+
+def sleep(_, real=common.time.sleep):
+    real(0.5)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.killpg(0, signal.SIGINT)
+    real(1)
+    raise KeyboardInterrupt
+
+common.start_method, common.time.sleep, sys.argv[0] = lambda: "spawn", sleep, "grok.py"
+grok.main()
+"""
+    done = python("-c", code, *TINY, "--threads", 2, "--steps", 10**7, "--out", tmp_path, timeout=60, start_new_session=True)
+    assert done.returncode == 130 and "Traceback" not in done.stderr and "goes on from there" in done.stderr
+
+
 def test_the_same_command_gives_the_same_bytes_from_spawned_processes_too(finished, tmp_path, monkeypatch):
     begun, real = [], common.mp.get_context
     monkeypatch.setattr(common, "start_method", lambda: "spawn")
