@@ -626,7 +626,7 @@ def capture(step, optimizer):
     optimizer.zero_grad()
     optimizer.param_groups[0]["capturable"] = True
     graph = torch.cuda.CUDAGraph()
-    gc.collect()            # the graph of the population before, whose end may free what cuBLAS keeps for the stream
+    gc.collect()            # the graph of the population before: freed later, it may take cuBLAS's memory of this stream with it
     try:
         with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
             step()
@@ -827,16 +827,15 @@ def worker(populations, todo, news, options):
 
 
 @contextlib.contextmanager
-def interrupts_wait():
-    """A Ctrl-C waits until this ends; a process begun meanwhile never gets one, not even while it still imports torch."""
-    masks = hasattr(signal, "pthread_sigmask")      # not on Windows
-    if masks:
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+def without_interrupts():
+    """A process begun meanwhile never gets a Ctrl-C, not even while it still imports torch (but on Windows)."""
+    masks = hasattr(signal, "pthread_sigmask")
+    before = masks and signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])       # which a process inherits
     try:
         yield
     finally:
         if masks:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def train_all(populations, options, tick):
@@ -854,7 +853,7 @@ def train_all(populations, options, tick):
     # daemons: not waited for where a second Ctrl-C ends the finally below too soon
     processes = [context.Process(target=worker, args=(populations, todo, news, options), daemon=True) for _ in range(count)]
     try:
-        with interrupts_wait():
+        with without_interrupts():
             for process in processes:
                 process.start()
         for i in [*range(len(populations)), *[None] * count]:
@@ -1254,7 +1253,7 @@ def read_table(path):
 
 
 def read_results(out):
-    """rows, the lines of runs.csv, and curves, {measure: (runs, evaluations)}; none where there is no curves.npz."""
+    """rows, the lines of runs.csv, and curves, {measure: (runs, evaluations)}, {} where there is no curves.npz."""
     rows = read_table(out / "runs.csv")
     if not rows:
         raise ValueError("runs.csv is empty")
@@ -1525,7 +1524,7 @@ def reproduce(script, doc, needs_curves=False, **experiments):
     check(runs)
     needed = ["runs.csv", "summary.json", *["curves.npz"] * needs_curves]
     if options.plot_only and (missing := [name for name in needed if not (options.out / name).exists()]):
-        fail(f"--plot-only: no {missing[0]} in {options.out}; the same command without it makes it")
+        fail(f"--plot-only: no {missing[0]} in {options.out}; the same command without --plot-only makes it")
     device = torch.cuda.get_device_name(options.device) if options.device.startswith("cuda") else options.device
     summary = {"command": options.command,
                "configuration": {"script": script, "experiment": experiment, **json.loads(json.dumps(asdict(settings)))},

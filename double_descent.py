@@ -66,7 +66,7 @@ def grid(settings):
 
 # the figure
 
-LINES = "-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4))      # of each D of either task, the smallest first and darkest
+LINES = "-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4))      # of each D of either task, the smallest first
 RING = {"facecolors": "none", "edgecolors": "black", "lw": 2, "zorder": 5}      # around a dip
 
 
@@ -105,7 +105,7 @@ def draw(settings, rows, curves):
     axes[1, 0].set(xscale="log", xlim=(min(settings.hidden) / 1.15, max(settings.hidden) * 1.15))
     formula = {"addition": f"(a + b) mod {settings.p}", "squared_addition": f"(a + b)$^2$ mod {settings.p}"}
     every, verdicts = sorted({data for _, sizes in tasks(settings) for data in sizes}), set()
-    greys = np.linspace(0, 0.6, len(every)).astype(str)
+    greys = np.linspace(0, 0.5, len(every)).astype(str)      # from black on
     looks = {data: {"ls": LINES[i % len(LINES)], "color": grey} for i, (data, grey) in enumerate(zip(every, greys))}
     for (top, bottom), (task, sizes) in zip(axes.T, tasks(settings)):
         verdicts |= draw_task(top, bottom, rows, task, {data: looks[data] for data in sizes})

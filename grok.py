@@ -223,7 +223,7 @@ def judge(settings, rows, curves):
 def judge_progression(settings, lines, history):
     """Claims on progression (figure 5), from the rows and curves of its cell.
 
-    Zero validation accuracy, at which a part is memorized, is told in two ways, and the verdict is open where they differ.
+    Zero validation accuracy, at which a part is memorized, is defined in two ways, and the verdict is open where they differ.
     """
     known = went_through(lines, history, "progression", "stalled")      # the latter has not started yet
     starts = [first_step(steps, val_acc, FLOOR) for steps, val_acc in zip(known["step"], known["val_acc_unmirrored"])]
@@ -728,7 +728,7 @@ def draw_cost(axis, rows):
     for norm, data, h, color in sorted(labels):      # labels one above the other where lines end close together
         place[data] = max(place.get(data, -np.inf) + gap, norm)
         axis.annotate(f"  d = {h}", (data, place[data]), va="center", fontsize=8, color=color)
-    axis.margins(0.12)      # room for the labels and the legend
+    axis.margins(x=0.18, y=0.12)      # room for the labels and the legend
     axis.set(xlabel="training examples D", ylabel="parameter norm, last step",
              title="What a circuit costs: norm against data")
 
