@@ -828,7 +828,7 @@ def worker(populations, todo, news, options):
 
 @contextlib.contextmanager
 def without_interrupts():
-    """A process begun meanwhile never gets a Ctrl-C, not even while it still imports torch (but on Windows)."""
+    """A process begun meanwhile never gets a Ctrl-C, not even while it still imports torch (except on Windows)."""
     masks = hasattr(signal, "pthread_sigmask")
     before = masks and signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])       # which a process inherits
     try:

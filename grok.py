@@ -225,8 +225,8 @@ def judge_progression(settings, lines, history):
 
     Zero validation accuracy, at which a part is memorized, is defined in two ways, and the verdict is open where they differ.
     """
-    known = went_through(lines, history, "progression", "stalled")      # the latter has not started yet
-    starts = [first_step(steps, val_acc, FLOOR) for steps, val_acc in zip(known["step"], known["val_acc_unmirrored"])]
+    curves = went_through(lines, history, "progression", "stalled")      # the latter has not started yet
+    starts = [first_step(steps, val_acc, FLOOR) for steps, val_acc in zip(curves["step"], curves["val_acc_unmirrored"])]
     reached, never = sorted(step for step in starts if step is not None), starts.count(None)
     latest = settings.steps if never else max(reached, default=0)      # a lower bound where a seed never started
     varies = reached and latest >= 2 * max(1, reached[0])
@@ -234,8 +234,8 @@ def judge_progression(settings, lines, history):
     when = claim(f"fig 5: when progression starts to generalize (validation {FLOOR}) varies twofold with the seed", "varies",
                  f"steps {reached[0]} to {'more than ' * bool(never)}{latest}" if reached else "not reached",
                  True if varies else False if together else None)
-    known = went_through(lines, history, "progression")
-    seeds = list(zip(known["step"], known["train_acc"], known["val_acc_unmirrored"]))
+    curves = went_through(lines, history, "progression")
+    seeds = list(zip(curves["step"], curves["train_acc"], curves["val_acc_unmirrored"]))
     strict, loose = (claim_on_mean("progression memorizes a part first: lead of training accuracy while validation accuracy is "
                                    f"zero (below twice guessing; below {FLOOR})", f"a part (above {FLOOR})",
                                    [memorized_first(train_acc, val_acc, zero) for _, train_acc, val_acc in seeds],
