@@ -12,7 +12,6 @@ train a whole population, each run as if it were alone. With R = 1 this is the t
 # dependencies = ["torch>=2.6,<2.16", "numpy>=1.26,<3", "matplotlib>=3.8,<4"]
 # ///
 import argparse
-import contextlib
 import csv
 import ctypes
 import gc
@@ -193,23 +192,6 @@ class Ratio(torch.autograd.Function):
         return gradient * inverse[..., None], -(gradient * ratio).sum(-1) * inverse
 
 
-class ReLU(torch.autograd.Function):
-    """Equal to F.relu, in place both ways: the widest tensors of a step take no new memory."""
-
-    @staticmethod
-    def forward(ctx, x):
-        """x of any shape, overwritten."""
-        ctx.mark_dirty(x.relu_())
-        ctx.save_for_backward(x)
-        return x
-
-    @staticmethod
-    def backward(ctx, gradient):
-        """gradient of the shape of x, overwritten."""
-        x, = ctx.saved_tensors
-        return torch.ops.aten.threshold_backward.grad_input(gradient, x, 0, grad_input=gradient)
-
-
 class OneDNN(torch.autograd.Function):
     """Equal to x @ weight, plus bias if there is one, by oneDNN, a part of PyTorch (a private operator, made for torch.compile).
 
@@ -225,7 +207,7 @@ class OneDNN(torch.autograd.Function):
         """x (R, n, a) @ y (R, b, a).mT, plus bias (R, b): (R, n, b)."""
         runs = [torch.ops.mkldnn._linear_pointwise(x[i], y[i], None if bias is None else bias[i], "none", [], "")
                 for i in range(len(x))]
-        return torch.stack(runs) if len(runs) > 1 else runs[0].unsqueeze_(0)      # in place, as ReLU takes no view
+        return torch.stack(runs) if len(runs) > 1 else runs[0].unsqueeze_(0)      # in place, as relu_ takes no view
 
     @staticmethod
     def forward(ctx, x, weight, bias):
@@ -359,8 +341,7 @@ class Block(nn.Module):
         if not None: which half of the units serves a sequence, the first addition and the second the memorization.
         """
         x = x + product(read.flatten(1, 2), self.output).view_as(read)
-        units = product(self.normalized(x).flatten(1, 2), self.mlp_in, self.mlp_in_bias)      # (R, n*t, 4d)
-        units = F.relu(units) if torch.compiler.is_compiling() else ReLU.apply(units)         # the compiler fuses the plain one
+        units = product(self.normalized(x).flatten(1, 2), self.mlp_in, self.mlp_in_bias).relu_()         # (R, n*t, 4d)
         if serves is not None:
             halves = units.view(*x.shape[:3], 2, -1)                                          # (R, n, t, 2, 2d)
             units = (halves * serves[:, :, None, :, None]).view_as(units)
@@ -522,9 +503,9 @@ def circuits(logits, dataset):
     circuit_spread: standard deviation of the rest on the unseen pairs. memory_acc: training accuracy of the rest, what is
     known without the circuit. A right logit of the part that is negative is not subtracted: that would help the rest.
     """
-    delta = torch.arange(dataset.run.p, device=logits.device)
+    p = dataset.run.p
     x = logits - logits.mean(-1, keepdim=True)
-    place = (dataset.answers[:1, :, None] + delta) % len(delta)                               # (1, p*p, p), the same in all runs
+    place = (dataset.answers[:1, :, None] + torch.arange(p, device=logits.device)) % p        # (1, p*p, p), the same in all runs
     x = x.gather(-1, place.expand_as(x))                                                      # (R, p*p, p): delta 0 is right
     unseen = dataset.unmirrored[..., None].float()                                            # (R, p*p, 1)
     count = unseen.sum((1, 2))                                                                # (R,)
@@ -536,7 +517,7 @@ def circuits(logits, dataset):
     part[:, 0].clamp_(min=0)
     memory = ((x - part[:, None]).argmax(-1) == 0).float().where(margin.isfinite()[:, None], math.nan)       # (R, p*p)
     return {"circuit_share": 1 - rest / total, "circuit_margin": margin,
-            "circuit_spread": (rest.clamp(min=0) / count / len(delta)).sqrt(), "memory_acc": mean_over(memory, dataset.train)}
+            "circuit_spread": (rest.clamp(min=0) / count / p).sqrt(), "memory_acc": mean_over(memory, dataset.train)}
 
 
 def fourier_concentration(embed, p):
@@ -639,11 +620,8 @@ def capture(step, optimizer):
         return step
     finally:
         optimizer.param_groups[0]["capturable"] = False
-
-    def replay(kept=step):
-        """The same step again; kept is what the graph reads and writes, which it does not keep itself."""
-        graph.replay()
-    return replay
+    graph.step = step       # which holds what the graph reads and writes: the graph itself has addresses only
+    return graph.replay
 
 
 capture.works = True
@@ -826,18 +804,6 @@ def worker(populations, todo, news, options):
         news.put(error)
 
 
-@contextlib.contextmanager
-def without_interrupts():
-    """A process begun meanwhile never gets a Ctrl-C, not even while it still imports torch (except on Windows)."""
-    masks = hasattr(signal, "pthread_sigmask")
-    before = masks and signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])       # which a process inherits
-    try:
-        yield
-    finally:
-        if masks:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def train_all(populations, options, tick):
     """Train populations to the cache, in options.workers processes or in this one; each takes the next, the longest first.
 
@@ -853,9 +819,12 @@ def train_all(populations, options, tick):
     # daemons: not waited for where a second Ctrl-C ends the finally below too soon
     processes = [context.Process(target=worker, args=(populations, todo, news, options), daemon=True) for _ in range(count)]
     try:
-        with without_interrupts():
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)      # they inherit it: no Ctrl-C while they import torch
+        try:
             for process in processes:
                 process.start()
+        finally:
+            signal.signal(signal.SIGINT, before)
         for i in [*range(len(populations)), *[None] * count]:
             todo.put(i)
         status = [None]
@@ -1028,13 +997,6 @@ def count_dynamics(rows):
     return ", ".join(f"{name} {count}/{len(rows)}" for name, count in counts.most_common())
 
 
-def size_ticks(axis, places, sizes):
-    """A tick for each hidden size, at these places; turned by 90 degrees where they would run into each other."""
-    many = len(sizes) > 11
-    axis.set_xticks(places, labels=map(str, sizes), rotation=90 * many, fontsize=8 if many else None)
-    axis.set_xticks([], minor=True)
-
-
 # statistics over seeds
 
 
@@ -1057,7 +1019,7 @@ def resampled_means(values, seed=0, draws=2000):
 
 @cache
 def tail(count):
-    """The percentiles of the bootstrapped means of so many values that bound a 95% interval.
+    """The percentiles of the bootstrapped means of so many values, or of what is made of such means, that bound a 95% interval.
 
     Beyond 2.5 and 97.5, since a bootstrap of few values is too narrow: so far that the interval of normal values is the one by
     Student's t (the expanded percentile interval, Hesterberg 2015, The American Statistician 69). From 3 values on.
@@ -1081,8 +1043,8 @@ def interval(values):
 
 
 def interval_name(seeds):
-    """What interval gives for so many seeds: nothing, their range, or a 95% interval."""
-    return "" if seeds < 3 else "range" if seeds < 5 else "95% interval"
+    """What interval gives beside the mean of so many seeds."""
+    return "no interval" if seeds < 3 else "range" if seeds < 5 else "95% interval"
 
 
 def with_interval(mean, low=np.nan, high=np.nan, style="{:.2f}"):
@@ -1118,11 +1080,6 @@ def below(means):
     return np.minimum(means[..., before], means[..., after]) - means[..., at]
 
 
-def deepest(means):
-    """Depth of the deepest dip of curves (..., sizes), 0 where there is none, NaN where there are fewer than 3 sizes: (...)."""
-    return below(means).max(-1).clip(0) if means.shape[-1] > 2 else np.full(means.shape[:-1], np.nan)
-
-
 def judgeable(values):
     """Whether values (sizes, seeds) are enough for a verdict on a dip, both ways: 3 sizes, and 6 seeds known at each."""
     return len(values) >= 3 and np.isfinite(values).sum(-1).min() >= ENOUGH
@@ -1144,7 +1101,7 @@ def dip_interval(values):
     """
     means, seeds = resampled_means(values), int(np.isfinite(values).sum(-1).min())
     deep = below(means)
-    depths = deepest(means)
+    depths = deep.max(-1, initial=0) if len(values) > 2 else np.full(len(means), np.nan)
     depth = float(depths[0])
     where = int(triples(len(values))[1][deep[0].argmax()]) if depth > 0 else None
     error = np.sqrt(deep[1:].var(0) * seeds / max(1, seeds - 1) + 2 / max(1, seeds)**2)
@@ -1159,9 +1116,8 @@ def dip_interval(values):
 def dip_of(rows, task, data):
     """dip_interval of the size_curve of a task and D, with the hidden sizes in front.
 
-    No dip is told only where the smallest models are too small to memorize and generalize instead, in progression: else what is
-    to the left of the dip may not have been tried. (Smaller ones than those that are stalled may generalize.) Nor where a dip may
-    lie between two sizes tried: of more than a factor of 3.
+    'no dip' asks for more. Most runs of the smallest size went through progression: else a peak to its left may not have been
+    tried (stalled runs do not tell). And neighbouring sizes are at most a factor of 3 apart: else a dip may lie between.
     """
     hidden, values = size_curve(rows, task, data)
     *found, verdict = dip_interval(values)
@@ -1170,12 +1126,19 @@ def dip_of(rows, task, data):
     return hidden, *found, "undecided" if verdict == "no dip" and not (small and dense) else verdict
 
 
-# claims and files
+# claims, figures and files
 
 
 def claim(text, paper, measured, holds):
     """A verdict: what is claimed, what the paper says, what was measured, and whether it holds (None: undecided)."""
     return {"claim": text, "paper": paper, "measured": measured, "holds": None if holds is None else bool(holds)}
+
+
+def size_ticks(axis, places, sizes):
+    """A tick for each hidden size, at these places; turned by 90 degrees where they would run into each other."""
+    many = len(sizes) > 11
+    axis.set_xticks(places, labels=map(str, sizes), rotation=90 * many, fontsize=8 if many else None)
+    axis.set_xticks([], minor=True)
 
 
 def write(path, content):
@@ -1200,11 +1163,11 @@ def write(path, content):
 
 
 def write_table(path, lines):
-    """A CSV file of dicts, with every column that one of them has; None and NaN are empty."""
+    """A CSV file of dicts, with every column that one of them has; None (by csv) and NaN are empty."""
     text = io.StringIO()
     table = csv.DictWriter(text, list(dict.fromkeys(name for line in lines for name in line)), lineterminator="\n")
     table.writeheader()
-    table.writerows({k: "" if v is None or v != v else v for k, v in line.items()} for line in lines)
+    table.writerows({k: "" if v != v else v for k, v in line.items()} for line in lines)
     write(path, text.getvalue())
 
 
@@ -1267,6 +1230,36 @@ def read_results(out):
     return rows, curves
 
 
+def print_table(lines):
+    """Lines of cells, in columns."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+
+
+def print_results(rows, cells, claims):
+    """A line for each cell of the grid, a line for each run that diverged, and the verdicts."""
+    names = [name for name in CELL if name in ("hidden", "data") or len({cell[name] for cell in cells}) > 1]
+    measures = [name for name in ("train_acc", "memorize_acc", "val_acc", "val_acc_unmirrored", "best_val_acc",
+                                  "best_val_acc_memorized", "memorized_at", "generalized_at") if name in cells[0]]
+    table = [[*names, "dynamics", *measures]]
+    for cell in cells:
+        means = ["-" if math.isnan(mean) else f"{mean:.3g}" if mean < 100 else f"{mean:.0f}"
+                 for mean in (cell[name] for name in measures)]
+        table.append([*(str(cell[name]) for name in names), cell["dynamics"], *means])
+    print_table(table)
+    for line in rows:
+        if line["dynamic"] == "diverged":
+            print("diverged:", ", ".join(f"{name} {line[name]}" for name in [*names, "seed"]))
+    print()
+    holds = {True: "yes", False: "NO", None: "undecided"}
+    table = [["claim", "paper", "measured", "holds"]]
+    for c in claims:
+        unasked = c["paper"] == "-" and c["holds"] is None
+        table.append([c["claim"], c["paper"], c["measured"], "-" if unasked else holds[c["holds"]]])
+    print_table(table)
+
+
 # command line
 
 
@@ -1297,9 +1290,6 @@ class Settings:
         return Run(**{"task": task, "hidden": hidden, "data": data, "seed": seed} | ours | more)
 
 
-THREADS = torch.get_num_threads()      # torch's choice, before set_up
-
-
 def fail(message):
     """End with one line on stderr, in place of a live one, and exit status 2."""
     print(CLEAR * sys.stderr.isatty() + f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
@@ -1326,6 +1316,9 @@ def machine_options(parser):
     parser.add_argument("--device", default="auto", help="auto (cuda, then cpu), cpu, cuda, cuda:1, mps")
     parser.add_argument("--threads", type=value_of(int, 1),
                         help="CPU processes of a script, CPU threads of common.py (default: one a core)")
+
+
+THREADS = torch.get_num_threads()      # torch's choice, before set_up
 
 
 def set_up(options):
@@ -1457,36 +1450,6 @@ def begin(settings, options, summary):
     return saved
 
 
-def print_table(lines):
-    """Lines of cells, in columns."""
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
-
-
-def print_results(rows, cells, claims):
-    """A line for each cell of the grid, a line for each run that diverged, and the verdicts."""
-    names = [name for name in CELL if name in ("hidden", "data") or len({cell[name] for cell in cells}) > 1]
-    measures = [name for name in ("train_acc", "memorize_acc", "val_acc", "val_acc_unmirrored", "best_val_acc",
-                                  "best_val_acc_memorized", "memorized_at", "generalized_at") if name in cells[0]]
-    table = [[*names, "dynamics", *measures]]
-    for cell in cells:
-        means = ["-" if math.isnan(mean) else f"{mean:.3g}" if mean < 100 else f"{mean:.0f}"
-                 for mean in (cell[name] for name in measures)]
-        table.append([*(str(cell[name]) for name in names), cell["dynamics"], *means])
-    print_table(table)
-    for line in rows:
-        if line["dynamic"] == "diverged":
-            print("diverged:", ", ".join(f"{name} {line[name]}" for name in [*names, "seed"]))
-    print()
-    holds = {True: "yes", False: "NO", None: "undecided"}
-    table = [["claim", "paper", "measured", "holds"]]
-    for c in claims:
-        unasked = c["paper"] == "-" and c["holds"] is None
-        table.append([c["claim"], c["paper"], c["measured"], "-" if unasked else holds[c["holds"]]])
-    print_table(table)
-
-
 def report(settings, preset, out, draw, judge):
     """Judge the results in out and write their figures there. Returns the rows, the cells and the claims.
 
@@ -1563,7 +1526,7 @@ def reproduce(script, doc, needs_curves=False, **experiments):
     finally:
         if lock:
             lock.close()
-        if dist.is_initialized():
+        if world > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
 

@@ -71,11 +71,8 @@ RING = {"facecolors": "none", "edgecolors": "black", "lw": 2, "zorder": 5}      
 
 
 def draw_task(top, bottom, rows, task, looks):
-    """A task's validation accuracy, and training accuracy beneath, a curve for each D of looks, {D: how its lines look}.
-
-    Returns the verdicts on their dips.
-    """
-    cells, verdicts = by_cell(rows, "task", "hidden", "data"), set()
+    """A task's validation accuracy, and training accuracy beneath, a curve for each D of looks, {D: how its lines look}."""
+    cells = by_cell(rows, "task", "hidden", "data")
     for i, (data, look) in enumerate(looks.items()):
         hidden, values = size_curve(rows, task, data)
         means, low, high = np.array([interval(seeds) for seeds in values]).T
@@ -90,12 +87,10 @@ def draw_task(top, bottom, rows, task, looks):
             top.scatter(place, mean, color=COLORS.get(kind, "white"), s=80, zorder=4, edgecolors="black", lw=0.8)
             top.scatter([place] * len(seeds), each, s=7, alpha=0.6, zorder=3, color=[COLORS[line["dynamic"]] for line in seeds])
         _, _, where, _, _, verdict = dip_of(rows, task, data)
-        verdicts.add(verdict)
         if verdict == "dip":
             top.scatter(column[where], means[where], s=280, **RING)
     bottom.legend(loc="lower right", ncols=2, fontsize=9)      # where nothing else is
     size_ticks(bottom, hidden, hidden)
-    return verdicts
 
 
 def draw(settings, rows, curves):
@@ -104,11 +99,12 @@ def draw(settings, rows, curves):
     axes = figure.subplots(2, len(tasks(settings)), sharex=True, sharey="row", height_ratios=(3, 1), squeeze=False)
     axes[1, 0].set(xscale="log", xlim=(min(settings.hidden) / 1.15, max(settings.hidden) * 1.15))
     formula = {"addition": f"(a + b) mod {settings.p}", "squared_addition": f"(a + b)$^2$ mod {settings.p}"}
-    every, verdicts = sorted({data for _, sizes in tasks(settings) for data in sizes}), set()
+    every = sorted({data for _, sizes in tasks(settings) for data in sizes})
+    verdicts = {dip_of(rows, task, data)[-1] for task, sizes in tasks(settings) for data in sizes}
     greys = np.linspace(0, 0.5, len(every)).astype(str)      # from black on
     looks = {data: {"ls": LINES[i % len(LINES)], "color": grey} for i, (data, grey) in enumerate(zip(every, greys))}
     for (top, bottom), (task, sizes) in zip(axes.T, tasks(settings)):
-        verdicts |= draw_task(top, bottom, rows, task, {data: looks[data] for data in sizes})
+        draw_task(top, bottom, rows, task, {data: looks[data] for data in sizes})
         top.set_title(formula[task], fontsize=13)
         top.set_ylim(-0.04, 1.06)
         bottom.set_xlabel("hidden size d")
@@ -119,14 +115,12 @@ def draw(settings, rows, curves):
     seen = [kind for kind in COLORS if any(line["dynamic"] == kind for line in rows)]
     marks = [axes[0, -1].scatter([], [], c=COLORS[kind], s=45, label=kind) for kind in seen]
     if "dip" in verdicts:
-        marks.append(axes[0, -1].scatter([], [], s=120, label="dip", **RING))
+        marks.append(axes[0, -1].scatter([], [], s=120, label="a dip, where deepest", **RING))
     figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), fontsize=10,
                   title="dynamic of more than half of the seeds (white: of none); small dots: each seed")
     finding = ("Wider models can generalize worse before they generalize better" if "dip" in verdicts else
                "A dip or none: these runs do not tell" if "undecided" in verdicts else "No dip in this range of hidden sizes")
-    spread = interval_name(settings.seeds)
-    points = f"mean of {settings.seeds} seeds, {spread}" if spread else f"mean of seeds: {settings.seeds}"
-    figure.suptitle(f"{finding}\n({points}, step {settings.steps})")
+    figure.suptitle(f"{finding}\n(mean, {interval_name(settings.seeds)}; seeds: {settings.seeds}; step {settings.steps})")
     return {"double_descent.png": figure}
 
 
@@ -153,7 +147,7 @@ def judge_dips(settings, rows):
             found[task, data] = verdict, f"{verdict}, {with_interval(depth, low, high)}{place}", depth, low, high
             paper = PAPER_DIPS.get((task, data), "-") if settings.p == 113 else "-"
             unclear = paper == "-" or verdict == "undecided" or ("shallow" in paper and verdict == "no dip")
-            claims.append(claim(f"{task}, D = {data}: whether accuracy dips, n = {settings.seeds}", paper, found[task, data][1],
+            claims.append(claim(f"{task}, D = {data}: whether accuracy dips", paper, found[task, data][1],
                                 None if unclear else (paper == "no dip") == (verdict == "no dip")))
     return found, claims
 
@@ -267,7 +261,7 @@ def judge_zeros(settings, rows):
             tried = " ".join(str(size) for size in sizes if size in settings.hidden)
             zero = beyond(FLOOR, low, high, False) if len(seeds) >= ENOUGH else None
             learned = (resampled_means(size_curve(rows, task, data, "val_acc")[1], draws=0) > 0.5).any()
-            claims.append(claim(f"{task}, D = {data}, d = {tried}: val_acc, n = {len(seeds)}", f"zero (below {FLOOR})",
+            claims.append(claim(f"{task}, D = {data}, d = {tried}: val_acc", f"zero (below {FLOOR})",
                                 with_interval(mean, low, high), zero if learned or not zero else None))
     return claims
 

@@ -113,7 +113,7 @@ def by_size(rows, memorize, split):
 def ability(line):
     """A run's best validation accuracy on addition at which it knows the memorization too (to MEMORIZED).
 
-    A run that has not room for both sets, or loses the memorization in a spike of the loss, may generalize instead. None if
+    A run that has no room for both sets, or loses the memorization in a spike of the loss, may generalize instead. None if
     it never knows it, or diverged.
     """
     if line["dynamic"] == "diverged":
@@ -136,20 +136,12 @@ def bracket(rows, level, memorize, split):
     return below, min((params for params in known if params > below), default=None)
 
 
-def threshold(rows, level, memorize, split):
-    """The smallest size tried from which on the best seed reaches level, or None."""
-    return bracket(rows, level, memorize, split)[1]
-
-
-def known_sizes(alone, mixed):
-    """The sizes at which addition alone is learned (0.9) and the memorization beside it is known."""
-    return [params for params, lines in mixed.items() if best(alone[params]) >= 0.9 and not np.isnan(best(lines))]
-
-
-def suppressed(settings, rows):
-    """The sizes at which addition alone is learned (0.9), and beside a memorization that is known it is not (0.5)."""
+def held_back(settings, rows):
+    """The sizes at which addition alone is learned (0.9) and the memorization beside it is known, and those of them at which
+    addition beside it is not (0.5)."""
     alone, mixed = by_size(rows, 0, False), by_size(rows, settings.memorize[0], False)
-    return [params for params in known_sizes(alone, mixed) if best(mixed[params]) < 0.5]
+    known = [params for params, lines in mixed.items() if best(alone[params]) >= 0.9 and not np.isnan(best(lines))]
+    return known, [params for params in known if best(mixed[params]) < 0.5]
 
 
 def two_digits(ratio):
@@ -166,13 +158,12 @@ def ratio_alone(rows, level, memorize, split):
             size / below_alone if size and below_alone else np.inf)
 
 
-def times_alone(rows, level, memorize, split):
-    """ratio_alone as text, or None."""
-    ratio, least, most = ratio_alone(rows, level, memorize, split)
+def times_text(ratio, least, most):
+    """A ratio as text, with the bounds that are known."""
     low, high = two_digits(least), two_digits(most)
     bounds = {(True, True): f" ({low} to {high})", (True, False): f" (at least {low})", (False, True): f" (at most {high})",
               (False, False): ""}[least > 0, most < np.inf]
-    return ratio and f"{two_digits(ratio)} times{bounds}"
+    return f"{two_digits(ratio)} times{bounds}"
 
 
 # the figure
@@ -209,11 +200,11 @@ def draw(settings, rows, curves):
         column = 1.03 ** (i - (len(series(settings)) - 1) / 2)      # the seeds of each series in a column of their own
         draw_series(axes, by_size(rows, memorize, split), series_name(memorize, split), column,
                     "#009E73" if split else colors.get(memorize, "#000000"))
-    label, held = ladder(rows), suppressed(settings, rows)
-    alone, mixed = (threshold(rows, 0.5, *which) for which in series(settings)[:2])
-    if alone and mixed and held:
-        accuracy.annotate("", (mixed, 0.5), (alone, 0.5), arrowprops={"arrowstyle": "<->"})
-        accuracy.annotate(times_alone(rows, 0.5, settings.memorize[0], False), ((alone * mixed) ** 0.5, 0.5), (0, 6),
+    label, (known, held) = ladder(rows), held_back(settings, rows)
+    (_, alone), (_, back) = (bracket(rows, 0.5, *which) for which in series(settings)[:2])
+    if alone and back and held:
+        accuracy.annotate("", (back, 0.5), (alone, 0.5), arrowprops={"arrowstyle": "<->"})
+        accuracy.annotate(times_text(*ratio_alone(rows, 0.5, settings.memorize[0], False)), ((alone * back) ** 0.5, 0.5), (0, 6),
                           textcoords="offset points", ha="center", path_effects=[withStroke(linewidth=3, foreground="white")])
     accuracy.set(xscale="log", xlim=(0.8 * min(label), 1.25 * max(label)), ylim=(-0.03, 1.03),
                  ylabel="best validation accuracy on addition")
@@ -224,8 +215,7 @@ def draw(settings, rows, curves):
                   fontsize=8, color="#666666")
     loss.set_ylabel("validation loss\n(nats)")
     spread = interval_name(settings.seeds)
-    shown = f"mean and {spread}" if spread else "mean"
-    share.set(xlabel=f"parameters (top: line through the best seed; below: {shown} of the seeds at the last step)",
+    share.set(xlabel=f"parameters (top: line through the best seed; below: mean and {spread} of the seeds at the last step)",
               ylabel="circuit's share\nof the logits")
     share.xaxis.set_minor_formatter("")
     top = accuracy.secondary_xaxis("top")
@@ -235,13 +225,13 @@ def draw(settings, rows, curves):
     for axis in axes:
         axis.grid(alpha=0.25)
     beside = by_size(rows, settings.memorize[0], False)
-    lost = "fails" if held and best(beside[held[-1]]) < FLOOR else "is partly learned"
-    finding = (f"Beside memorization, addition {lost} at {label[held[-1]]}" if held else
-               "Addition passes 0.5 at every size that memorizes the labels" if known_sizes(by_size(rows, 0, False), beside) else
-               "Addition beside memorization")
-    if mixed and held:
-        pass_it = sum((ability(line) or 0) >= 0.5 for line in beside[mixed])
-        finding += f" and passes 0.5 at {label[mixed]} ({pass_it} of {len(beside[mixed])} seeds)"
+    lost = "fails" if all(best(beside[params]) < FLOOR for params in held) else "is partly learned"
+    sizes = " to ".join(dict.fromkeys(label[params] for params in held[:1] + held[-1:]))
+    finding = (f"Beside memorization, addition {lost} at {sizes}" if held else
+               "Addition passes 0.5 at every size that memorizes the labels" if known else "Addition beside memorization")
+    if back and held:
+        pass_it = sum((ability(line) or 0) >= 0.5 for line in beside[back])
+        finding += f" and passes 0.5 at {label[back]} ({pass_it} of {len(beside[back])} seeds)"
     figure.suptitle(f"{finding}\np = {settings.p}, {settings.data} additions, {settings.seeds} seeds, {settings.steps} steps")
     return {"emergence.png": figure}
 
@@ -261,13 +251,11 @@ def judge_suppression(settings, rows):
     second only if one is surely larger (above three times 1570 times the size that learns addition alone). A size counts if
     addition alone is learned there, and the memorization beside it is known.
     """
-    label, held = ladder(rows), suppressed(settings, rows)
+    label, (known, held) = ladder(rows), held_back(settings, rows)
     alone, mixed = by_size(rows, 0, False), by_size(rows, settings.memorize[0], False)
     seen = ", ".join(f"{best(mixed[params]):.2f} at {label[params]} (alone {best(alone[params]):.2f})" for params in held)
-    tried, first = known_sizes(alone, mixed), threshold(rows, 0.9, 0, False)
-    able = min((params for params, lines in alone.items() if best(lines) >= 0.9), default=0)
-    too_small = max((params for params, lines in alone.items() if params < able and best(lines) < 0.9), default=0)
-    testable = sum(params < PAPER_RATIO / 3 * too_small for params in tried) > 1
+    too_small, first = bracket(rows, 0.9, 0, False)
+    testable = sum(params < PAPER_RATIO / 3 * too_small for params in known) > 1
     fails = claim("fig 8: addition fails beside memorization at a size that learns it alone", f"near 0 (below {FLOOR})",
                   f"+ {settings.memorize[0]}: {seen or 'at no size'}",
                   True if any(best(mixed[params]) < FLOOR for params in held) else False if testable else None)
@@ -275,7 +263,7 @@ def judge_suppression(settings, rows):
     measured = f"not up to the largest size, by step {settings.steps}" if held else "no size was held back"
     if larger:
         measured = f"{best(mixed[larger[0]]):.2f} at {label[larger[0]]}"
-    far = held and first and tried[-1] > 3 * PAPER_RATIO * first
+    far = held and first and known[-1] > 3 * PAPER_RATIO * first
     again = claim("fig 8: larger models generalize again (0.9)", "yes", measured, True if larger else False if far else None)
     return [fails, again]
 
@@ -288,13 +276,12 @@ def judge_thresholds(settings, rows):
     label, claims = ladder(rows), []
     for level in (0.5, 0.9):
         for which in series(settings):
-            size, ratio = threshold(rows, level, *which), times_alone(rows, level, *which)
+            (_, size), (ratio, least, most) = bracket(rows, level, *which), ratio_alone(rows, level, *which)
             measured = f"{label[size]}, {size:,} parameters" if size else f"not up to the largest size, by step {settings.steps}"
-            measured += f", {ratio} the size for addition alone" if ratio and which[0] else ""
+            measured += f", {times_text(ratio, least, most)} the size for addition alone" if ratio and which[0] else ""
             paper, holds = "-", None
             if which == (3000, False) and (settings.p, settings.data) == (113, 3000):
                 paper = f"about {PAPER_RATIO} times"
-                _, least, most = ratio_alone(rows, level, *which)
                 inside = least > PAPER_RATIO / 3 and most < 3 * PAPER_RATIO
                 holds = True if inside else False if most < PAPER_RATIO / 3 or least > 3 * PAPER_RATIO else None
             claims.append(claim(f"smallest size from which on accuracy is {level}: {series_name(*which)}", paper, measured,

@@ -35,7 +35,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from common import COLORS, ENOUGH, FLOOR, Settings, beyond, by_cell, claim, count_dynamics, dip_of, fail, first_step
-from common import interval, majority, option, parameters, reproduce, resampled_means, size_ticks, tail, with_interval
+from common import interval, interval_name, majority, option, parameters, reproduce, resampled_means, size_ticks, tail
+from common import with_interval
 
 DYNAMICS = ("progression", "ungrokking", "semi-grokking", "grokking")
 
@@ -129,23 +130,22 @@ def draw_progression(settings, rows, curves):
     lines = lines[:5]
     figure = Figure(figsize=(2 * max(3, len(lines)) + 1, 4.2), layout="constrained")
     axes = figure.subplots(2, len(lines), sharex=True, sharey="row", squeeze=False)
-    for i, line in enumerate(lines):
+    for i, (line, column) in enumerate(zip(lines, axes.T)):
         steps = history["step"][i]
-        for name, (text, color) in PANELS["accuracy"].items():
-            axes[0, i].plot(steps[1:], history[name][i, 1:], color=color, label=text)
-        axes[1, i].plot(steps[1:], history["norm"][i, 1:], color="#000000")
         start = first_step(steps, history["val_acc_unmirrored"][i], FLOOR)
         when = f"\nfrom step {start}" if start is not None else ""
-        axes[0, i].set_title(f"seed {line['seed']}: {line['dynamic']}{when}", fontsize=11, color=COLORS[line["dynamic"]])
-        axes[1, i].set(xlabel="optimization step", xscale="log", xlim=(settings.steps / 1000, 1.2 * settings.steps))
-        for axis in axes[:, i]:
+        for axis, label in zip(column, ("accuracy", "parameter norm")):
+            for name, (text, color) in PANELS[label].items():
+                axis.plot(steps[1:], history[name][i, 1:], color=color, label=text)
             axis.grid(alpha=0.25)
             axis.axvline(start or np.nan, color="#999999", lw=0.8, ls="--")
+            axis.set_ylabel(label if i == 0 else "")
+        column[0].set_title(f"seed {line['seed']}: {line['dynamic']}{when}", fontsize=11, color=COLORS[line["dynamic"]])
+        column[1].set(xlabel="optimization step", xscale="log", xlim=(settings.steps / 1000, 1.2 * settings.steps))
     axes[0, 0].legend(fontsize=8)
-    axes[0, 0].set_ylabel("accuracy")
-    axes[1, 0].set_ylabel("parameter norm")
     cell = f"hidden {lines[0]['hidden']}, D = {lines[0]['data']}, p = {settings.p}"
-    figure.suptitle(f"When each seed starts to generalize\n(dashed: validation accuracy {FLOOR}; {cell})")
+    first = f"the first {len(lines)} of {settings.seeds} seeds"
+    figure.suptitle(f"When each seed starts to generalize\n(dashed: validation accuracy {FLOOR}; {cell}; {first})")
     return figure
 
 
@@ -188,13 +188,15 @@ def memorized_first(train_acc, val_acc, level):
     return float((train_acc - val_acc)[before].max()) if before.any() else None
 
 
-def claim_on_mean(text, paper, values, bound, above, style):
-    """A claim that the mean over seeds of values lies above a bound, or below it; open while its interval holds the bound."""
+def claim_on_mean(text, paper, values, bound, above, style="{:.2f}", least=1):
+    """A claim that the mean of values lies above a bound, or below it: open while its interval holds the bound.
+
+    And where fewer than least are known.
+    """
     mean, low, high = interval(values)
     count = int(np.isfinite(np.array(values, float)).sum())      # None becomes NaN
-    if not count:
-        return claim(text, paper, "not reached", None)
-    return claim(text, paper, f"{with_interval(mean, low, high, style)}, n = {count}", beyond(bound, low, high, above))
+    return claim(text, paper, f"{with_interval(mean, low, high, style)}, n = {count}",
+                 beyond(bound, low, high, above) if count >= least else None)
 
 
 def judge(settings, rows, curves):
@@ -252,25 +254,13 @@ def judge_progression(settings, lines, history):
 
 
 def judge_circuits(history):
-    """When the generalizing circuit grows and memorization is dropped in runs that grok (Nanda et al. 2023, in this order).
-
-    Both as a share of the steps to validation accuracy 0.5. Training accuracy without the circuit does not decide the second:
-    where it falls early, memorization may only need the circuit's help by then; where it falls late, the rest of the logits
-    may hold a part of the generalization.
-    """
-    grown, dropped = [], []
-    for i, steps in enumerate(history["step"]):
-        val_acc, share, memory = (history[name][i] for name in ("val_acc_unmirrored", "circuit_share", "memory_acc"))
+    """When the generalizing circuit grows in runs that grok, as a share of the steps to validation accuracy 0.5."""
+    grown = []
+    for steps, val_acc, share in zip(history["step"], history["val_acc_unmirrored"], history["circuit_share"]):
         jumped, risen = first_step(steps, val_acc, 0.5), first_step(steps, share, share.max() / 2)
-        known = first_step(steps, memory, 0.5)
-        forgotten = known and first_step(steps[steps >= known], -memory[steps >= known], -0.5)
         grown.append(risen / jumped if jumped and risen else None)
-        dropped.append((forgotten or steps[-1]) / jumped if jumped and known else None)      # not by the last step: at least that
-    early = claim_on_mean("grokking: the circuit reaches half of its largest share, in % of the steps to validation 0.5",
-                          "(Nanda et al.: before)", grown, 1, False, "{:.0%}")
-    late = claim_on_mean("grokking: training accuracy without the circuit falls below 0.5, in % of the same steps",
-                         "(Nanda et al.: later)", dropped, np.nan, True, "{:.0%}")      # without a bound: not judged
-    return [early, late]
+    return [claim_on_mean("grokking: the circuit reaches half of its largest share, in % of the steps to validation 0.5",
+                          "(Nanda et al.: before)", grown, 1, False, "{:.0%}")]
 
 
 # phase: figure 1, measured
@@ -365,10 +355,9 @@ def most_known(rows, curves, hidden, until=1.0):
 
     The best, so that a spike of the loss costs nothing. Accuracy times p*p is the memorization capacity in examples (figure 4).
     """
-    early = {i: curves["step"][i] <= until * rows[i]["steps"] for i in members(rows, experiment="capacity", hidden=hidden)}
-    accuracy = np.array([curves["train_acc"][i][steps].max() for i, steps in early.items()])
-    loss = np.array([curves["train_loss"][i][steps].min() for i, steps in early.items()])
-    return accuracy, loss
+    member = members(rows, experiment="capacity", hidden=hidden)
+    early = curves["step"][member[0]] <= until * rows[member[0]]["steps"]
+    return curves["train_acc"][member][:, early].max(1), curves["train_loss"][member][:, early].min(1)
 
 
 def capacity_bits(p, loss):
@@ -412,7 +401,6 @@ class Measured:
     hidden: np.ndarray          # (sizes,)
     data: np.ndarray            # (sizes of D,)
     values: np.ndarray          # validation accuracy of each seed, (sizes, sizes of D, seeds)
-    accuracy: np.ndarray        # its means, (sizes, 1 + draws, sizes of D)
     critical: dict              # {level: critical size (1 + draws, sizes)}
     capacity: np.ndarray        # memorization capacity in examples, accuracy on random labels times p*p (1 + draws, sizes)
 
@@ -425,14 +413,13 @@ class Measured:
 def measured(settings, rows, curves, until=1.0):
     """Both curves and the accuracies, at this share of the steps."""
     hidden, data = np.array(sorted(set(settings.hidden))), np.array(sorted(set(settings.data)))
-    values, accuracy, capacity = [], [], []
-    for i, h in enumerate(hidden):
-        values.append([val_acc_at(rows, curves, until, experiment="plane", hidden=h, data=each) for each in data])
-        accuracy.append(resampled_means(np.array(values[i]), i, draws=1000))      # draws of its own
+    values = np.array([[val_acc_at(rows, curves, until, experiment="plane", hidden=h, data=each) for each in data]
+                       for h in hidden])
+    critical, capacity = [], []
+    for i, h in enumerate(hidden):      # each with draws of its own
+        critical.append(critical_sizes(data, resampled_means(values[i], i, draws=1000), i))
         capacity.append(resampled_means(most_known(rows, curves, h, until)[0], i, draws=1000))
-    critical = np.stack([critical_sizes(data, each, i) for i, each in enumerate(accuracy)], -1)  # (levels, 1 + draws, sizes)
-    return Measured(hidden, data, np.array(values), np.stack(accuracy), dict(zip(LEVELS, critical)),
-                    np.stack(capacity, 1) * settings.p**2)
+    return Measured(hidden, data, values, dict(zip(LEVELS, np.stack(critical, -1))), np.stack(capacity, 1) * settings.p**2)
 
 
 def settled(rows, kind):
@@ -445,22 +432,19 @@ def settled(rows, kind):
 
 
 def cost_exponents(runs, draws=1000):
-    """Exponent k of norm ~ D^k, by least squares over runs, (1 + draws,).
+    """Exponent k of norm ~ D^k by least squares over runs, with a factor for each hidden size, (1 + draws,).
 
-    Each hidden size has a factor of its own. The estimate, then its bootstrap over the runs; NaN where no hidden size has
-    runs at two values of D.
+    The estimate, then its bootstrap over the runs; NaN where no hidden size has runs at two values of D.
     """
     if not runs:
         return np.full(1 + draws, np.nan)
     hidden, x, y = np.array([(line["hidden"], np.log(line["data"]), np.log(line["norm"])) for line in runs]).T
+    terms, found = np.column_stack([x, hidden[:, None] == np.unique(hidden)]), []             # (runs, 1 + sizes)
     drawn = np.random.default_rng(0).multinomial(len(runs), np.full(len(runs), 1 / len(runs)), draws)
-    weight = np.concatenate([np.ones((1, len(runs))), drawn])                                 # (1 + draws, runs)
-    same = (hidden[:, None] == np.unique(hidden)).astype(float)                               # (runs, sizes)
-    count = (weight @ same).clip(1)
-    x = x - (weight * x @ same / count) @ same.T                                              # less the mean of its hidden size
-    y = y - (weight * y @ same / count) @ same.T
-    squares = (weight * x**2).sum(1)
-    return np.divide((weight * x * y).sum(1), squares, out=np.full(1 + draws, np.nan), where=squares > 1e-9)
+    for times in [np.ones(len(runs), int), *drawn]:      # how often each run is taken
+        fit, _, rank, _ = np.linalg.lstsq(np.repeat(terms, times, 0), np.repeat(y, times), rcond=None)
+        found.append(fit[0] if rank > len(np.unique(hidden[times > 0])) else np.nan)
+    return np.array(found)
 
 
 def within(draws, tried):
@@ -514,18 +498,6 @@ def predictions(p, rows, now, chosen):
     return found
 
 
-def both_ways(settings, rows, now):
-    """The predictions of the even seeds for the odd and of the odd for the even, {(part, hidden, D): as of predictions}."""
-    even = np.arange(settings.seeds) % 2 == 0
-    return {(part, *cell): each for part, half in enumerate((even, ~even))
-            for cell, each in predictions(settings.p, rows, now, half).items()}
-
-
-def confusion(settings, rows, now):
-    """{(zone predicted from the even seeds, dynamic observed in the odd): number of cells}, plus the same with odd and even."""
-    return Counter((told["zones"], seen) for seen, told in both_ways(settings, rows, now).values() if seen and told["zones"])
-
-
 def share_right(found, predictor, beside):
     """Share of cells in which a predictor is right, among those where it and the one beside it both predict; or NaN."""
     both = [(seen, told) for seen, told in found.values() if seen and told[predictor] and told[beside]]
@@ -533,19 +505,6 @@ def share_right(found, predictor, beside):
 
 
 # places as text
-
-
-def ends(seeds):
-    """The percentiles of the draws of a place that bound its 95% interval; of few seeds, whose draws vary too little, the range.
-
-    Those of tail are for means.
-    """
-    return [2.5, 97.5] if seeds >= ENOUGH else [0, 100]
-
-
-def ends_name(seeds):
-    """What lies between ends."""
-    return "95% interval" if seeds >= ENOUGH else "range"
 
 
 def place_text(value, tried):
@@ -559,7 +518,7 @@ def bounded(draws, tried, seeds):
     """'estimate [low, high]' of draws (1 + draws,), as bounds where they leave the range tried; of the draws that are known."""
     if np.isnan(draws[1:]).all():
         return place_text(draws[0], tried)
-    low, high = np.nanpercentile(draws[1:], ends(seeds))
+    low, high = np.nanpercentile(draws[1:], tail(seeds))
     return "{} [{}, {}]".format(*(place_text(value, tried) for value in (draws[0], low, high)))
 
 
@@ -581,17 +540,13 @@ def crossing_shares(now):
 
 
 def crossing_place(settings, now, capacity):
-    """Where the critical size and a capacity cross, as text, with the share of the draws in which they do."""
+    """Where the critical size and a capacity cross, as text."""
     size, where = crossing(now.hidden, now.critical[0.5], capacity)
-    share = np.isfinite(size[1:]).mean()
     if not np.isfinite(size[0]):
         return "not in this range"
-    at = np.searchsorted(now.hidden, size[0])
     params, tried = (parameters(settings.run("addition", sizes, 1, 0)) for sizes in (size, now.hidden))      # of arrays of sizes
-    bound = "" if within(now.critical[0.5], now.data)[at - 1:at + 1].all() else ", from a critical size out of range"
-    seldom = f" ({share:.0%} of the draws)" if 0 < share < 1 else ""
     return (f"d = {bounded(size, now.hidden, settings.seeds)}, {bounded(params, tried, settings.seeds)} parameters, "
-            f"D = {bounded(where, now.data, settings.seeds)}{bound}{seldom}")
+            f"D = {bounded(where, now.data, settings.seeds)}")
 
 
 # the figures of phase
@@ -622,7 +577,7 @@ def draw_cell(axis, lines, x, y, points):
     columns = int(np.clip(np.round(np.sqrt(count * points[0] / points[1])), 1, count))
     right, down = (number % columns + 0.5) / columns, (number // columns + 0.5) / np.ceil(count / columns)
     width, height = np.ptp(x), np.ptp(y)
-    axis.add_patch(Rectangle((x[0], y[0]), width, height, color=COLORS.get(majority(lines), "white"), alpha=0.3, lw=0))
+    axis.add_patch(Rectangle((x[0], y[0]), width, height, fc=(COLORS.get(majority(lines), "white"), 0.3), ec="white", lw=4))
     axis.scatter(x[0] + width * right, y[1] - height * down, s=min(60, np.prod(points) / count / 5), zorder=3,
                  edgecolors="white", lw=0.6, c=sorted((COLORS[line["dynamic"]] for line in lines), key=[*COLORS.values()].index))
 
@@ -635,15 +590,13 @@ def draw_diagram(settings, rows, now):
     widths, heights = 640 * np.diff(left) / np.ptp(left), 360 * np.diff(bottom) / np.ptp(bottom)      # in points, about
     for i, j in np.ndindex(len(widths), len(heights)):
         draw_cell(axis, runs[now.hidden[i], now.data[j]], left[i:i + 2], bottom[j:j + 2], (widths[i], heights[j]))
-    axis.vlines(left, bottom[0], bottom[-1], color="white", lw=4)
-    axis.hlines(bottom, left[0], left[-1], color="white", lw=4)
     look = {"thin": True, "color": "black", "lw": 3, "path_effects": [withStroke(linewidth=6, foreground="white")]}
     once = mirrored_once(now.capacity, settings.p)
-    band(axis, x, now.critical[0.5], ends(settings.seeds), "-",
-         label=f"critical size (thin: {ends_name(settings.seeds)}; grey:\nmodels that cannot memorize so much)", **look)
-    band(axis, x, now.capacity, ends(fewer_seeds(settings)), "--",
-         label=f"memorization capacity (thin:\n{ends_name(fewer_seeds(settings))} of {fewer_seeds(settings)} seeds)", **look)
-    band(axis, x, once, ends(fewer_seeds(settings)), ":", label="capacity, mirrored\npairs counted once", **look)
+    band(axis, x, now.critical[0.5], tail(settings.seeds), "-",
+         label=f"critical size (thin: {interval_name(settings.seeds)}; grey:\nmodels that cannot memorize so much)", **look)
+    band(axis, x, now.capacity, tail(fewer_seeds(settings)), "--",
+         label=f"memorization capacity (thin:\n{interval_name(fewer_seeds(settings))} of {fewer_seeds(settings)} seeds)", **look)
+    band(axis, x, once, tail(fewer_seeds(settings)), ":", label="capacity, mirrored\npairs counted once", **look)
     (size, where), (size_once, where_once) = (crossing(now.hidden, now.critical[0.5], each) for each in (now.capacity, once))
     small = np.argmax([*now.able, True])      # so many sizes, and a line on to the crossing
     axis.plot([*x[:small], np.log2(size[0])], [*now.critical[0.5][0, :small], where[0]], color="#888888", lw=3)
@@ -668,16 +621,16 @@ def draw_diagram(settings, rows, now):
 def draw_accuracy(axis, settings, now):
     """Figure 3: validation accuracy against D, a line for each hidden size."""
     colors = colormaps["viridis_r"](np.linspace(0.1, 1, len(now.hidden)))
-    for h, draws, color in zip(now.hidden, now.accuracy, colors):
-        band(axis, now.data, draws, tail(settings.seeds), shade=0.07, ms=4, color=color, label=f"d = {h}")
+    for h, values, color in zip(now.hidden, now.values, colors):
+        band(axis, now.data, resampled_means(values), tail(settings.seeds), shade=0.07, ms=4, color=color, label=f"d = {h}")
     axis.axhline(0.5, color="#999999", lw=0.8, ls="--")
-    axis.set(xlabel="training examples D", ylabel="final validation accuracy, unmirrored",
+    axis.set(xlabel="training examples D", ylabel="final validation accuracy, unmirrored", xticks=now.data,
              title="Generalization against data, for each hidden size")
 
 
 def draw_capacity(axis, settings, now):
     """Figure 4: the memorization capacity against hidden size."""
-    bounds = ends(fewer_seeds(settings))
+    bounds = tail(fewer_seeds(settings))
     band(axis, now.hidden, now.capacity, bounds, ms=4, color="black", label="accuracy on random labels times p²")
     once = mirrored_once(now.capacity, settings.p)
     band(axis, now.hidden, once, bounds, ":o", ms=4, color="black", label="mirrored pairs counted once")
@@ -689,13 +642,10 @@ def draw_capacity(axis, settings, now):
 def draw_critical(axis, settings, found):
     """The critical size against hidden size, at several steps of the same runs."""
     for (until, then), color in zip(found.items(), ("#9BD1F0", "#56B4E9", "#0072B2")):
-        band(axis, then.hidden, then.critical[0.5], ends(settings.seeds), ms=4, color=color,
+        band(axis, then.hidden, then.critical[0.5], tail(settings.seeds), ms=4, color=color,
              label=f"step {round(until * settings.steps)}", shade=0.2 if until == 1 else 0)
-    axis.axhline(then.data[-1], color="#999999", lw=0.8, ls="--")
-    axis.annotate("largest D tried", (then.hidden[-1], then.data[-1]), (0, 3), textcoords="offset points", ha="right",
-                  fontsize=8, color="#666666")
-    axis.set(ylabel="critical size", title="Critical size against hidden size, as training goes on",
-             ylim=(None, then.data[-1] + np.diff(then.data)[-1] / 2))
+    axis.set(ylabel="critical size (ticks: the D tried)", title="Critical size against hidden size, as training goes on",
+             ylim=edges(then.data)[[0, -1]], yticks=then.data)
 
 
 def draw_forgetting(axis, settings, rows, curves):
@@ -735,8 +685,10 @@ def draw_cost(axis, rows):
 
 def draw_zones(axis, settings, rows, now):
     """The zone that the curves of half the seeds predict against the dynamic of the others, in cells of the diagram."""
-    pairs = confusion(settings, rows, now)
-    count = np.array([[pairs[predicted, seen] for seen in DYNAMICS] for predicted in DYNAMICS])
+    even = np.arange(settings.seeds) % 2 == 0
+    pairs = [(told["zones"], seen) for half in (even, ~even)
+             for seen, told in predictions(settings.p, rows, now, half).values()]
+    count = np.array([[pairs.count((predicted, seen)) for seen in DYNAMICS] for predicted in DYNAMICS])
     axis.imshow(count, cmap="Blues", vmax=1.5 * max(1, count.max()))
     for i, j in np.ndindex(count.shape):
         axis.annotate(count[i, j], (j, i), ha="center", va="center", fontsize=13, fontweight="bold" if i == j else None)
@@ -757,11 +709,10 @@ def draw_phase(settings, rows, curves):
     draw_critical(critical, settings, found)
     draw_forgetting(forgetting, settings, rows, curves)
     draw_zones(agreement, settings, rows, found[1.0])
-    for axis in (accuracy, capacity, cost, critical, forgetting):
+    for axis, place in ((accuracy, {}), (capacity, {}), (cost, {"loc": "upper center", "ncols": 2}), (critical, {}),
+                        (forgetting, {"loc": "center", "bbox_to_anchor": (0.33, 0.45)})):
         axis.grid(alpha=0.25)
-        axis.legend(fontsize=8)
-    forgetting.legend(fontsize=8, loc="center", bbox_to_anchor=(0.33, 0.45))
-    cost.legend(fontsize=8, loc="upper center", ncols=2)
+        axis.legend(fontsize=8, **place)
     for axis in (capacity, critical):
         axis.set(xscale="log", xlabel="hidden size d")
         size_ticks(axis, found[1.0].hidden, found[1.0].hidden)
@@ -777,7 +728,7 @@ CONVERGED = 0.02      # the largest change over the second half of the steps
 
 def judge_critical(settings, earlier, now):
     """Claims on the critical size (figure 3)."""
-    claims, bounds = [], ends(settings.seeds)
+    claims, bounds = [], tail(settings.seeds)
     for h, middle, near in zip(now.hidden, now.critical[0.5].T, now.critical[0.9].T):
         claims.append(claim(f"fig 3: critical size at d = {h} (where accuracy is 0.5; 0.9)", "-",
                             f"{bounded(middle, now.data, settings.seeds)}; {bounded(near, now.data, settings.seeds)}", None))
@@ -812,18 +763,15 @@ def judge_paper_numbers(settings, rows, now):
     """What the paper states of figure 3 as numbers, all of them at p = 113."""
     if settings.p != 113:
         return []
-    claims, runs = [], by_cell(plane(rows), "hidden", "data")
+    claims, runs = [], by_cell([line for line in plane(rows) if line["dynamic"] != "diverged"], "hidden", "data")
     for (h, data), perfect in PAPER_PERFECT.items():
         if (h, data) in runs:
-            values = [line["val_acc_unmirrored"] for line in runs[h, data] if line["dynamic"] != "diverged"]
-            mean, low, high = interval(values)
-            claims.append(claim(f"fig 3: accuracy at d = {h}, D = {data}", f"{'' if perfect else 'not '}near perfect (0.9)",
-                                with_interval(mean, low, high),
-                                beyond(0.9, low, high, perfect) if len(values) >= ENOUGH else None))
+            values = [line["val_acc_unmirrored"] for line in runs[h, data]]
+            claims.append(claim_on_mean(f"fig 3: accuracy at d = {h}, D = {data}",
+                                        f"{'' if perfect else 'not '}near perfect (0.9)", values, 0.9, perfect, least=ENOUGH))
     sizes = (now.hidden >= 32) & (now.hidden <= 64)
-    known = by_cell([line for line in plane(rows) if line["dynamic"] != "diverged"], "hidden", "data")
     early = [np.median([line["memorized_at"] or np.inf for line in lines])
-             for (h, _), lines in known.items() if h in now.hidden[sizes]]
+             for (h, _), lines in runs.items() if h in now.hidden[sizes]]
     if early:
         steps = [place_text(each, (0, settings.steps)) for each in (min(early), max(early))]
         claims.append(claim("fig 3: models of d = 32 to 64 learn their training set within a tenth of the steps", "quickly",
@@ -832,7 +780,7 @@ def judge_paper_numbers(settings, rows, now):
     sizes &= within(now.critical[FLOOR], now.data) & within(now.critical[0.9], now.data)
     if sizes.any():
         span = (now.critical[0.9] - now.critical[FLOOR])[:, sizes].mean(1)
-        low, high = np.percentile(span[1:], ends(settings.seeds))
+        low, high = np.percentile(span[1:], tail(settings.seeds))
         sides = beyond(PAPER_SPAN / 2, low, high, True), beyond(2 * PAPER_SPAN, low, high, False)
         claims.append(claim(f"fig 3: D over which accuracy rises from {FLOOR} to 0.9, mean of d = "
                             f"{', '.join(map(str, now.hidden[sizes]))}", f"about {PAPER_SPAN}",
@@ -845,7 +793,7 @@ def judge_capacity(settings, rows, curves, earlier, now):
     """Claims on the memorization capacity (figure 4), where it is below all pairs."""
     partly, known = now.capacity[0] < 0.99 * settings.p**2, np.isfinite(now.capacity[0]).all()
     rise, grown = np.diff(now.capacity)[1:, partly[:-1]], now.capacity[0] / earlier.capacity[0].clip(1) - 1
-    low, high = np.percentile(rise, ends(fewer_seeds(settings)), axis=0)      # from each size to the next
+    low, high = np.percentile(rise, tail(fewer_seeds(settings)), axis=0)      # from each size to the next
     at = np.nanargmax(abs(grown)) if np.isfinite(grown).any() else 0
     claims = [claim("fig 4: memorization capacity rises with size", "rises",
                     ", ".join(f"{with_interval(each, style='{:.0f}')} (d = {h})" for h, each in zip(now.hidden, now.capacity[0])),
@@ -878,13 +826,11 @@ def judge_zones(settings, rows, now):
     """The claim of figure 1 that the zones hold what the paper says: those of half of the seeds against the runs of the rest.
 
     Shares of cells predicted right are means over 200 random halves, with the interval that holds 95% of these: halves differ
-    about as much as new sets of seeds would, but for what all these seeds happen to have in common. Fewer than ENOUGH seeds are
-    divided in even and odd instead.
+    about as much as new sets of seeds would, but for what all these seeds happen to have in common.
     """
-    claims, enough = [], settings.seeds >= ENOUGH
     halves = np.random.default_rng(0).permuted(np.tile(np.arange(settings.seeds) % 2 == 0, (200, 1)), axis=1)
-    found = [predictions(settings.p, rows, now, half) for half in halves] if enough else [both_ways(settings, rows, now)]
-    known = enough and np.isfinite(now.capacity[0] + now.critical[0.5][0]).all()      # both curves at every size
+    found, claims = [predictions(settings.p, rows, now, half) for half in halves], []
+    known = settings.seeds >= ENOUGH and np.isfinite(now.capacity[0] + now.critical[0.5][0]).all()      # both curves everywhere
     for name, paper in (("zones", "all"), ("mirrored pairs counted once", "all"), ("without a zone of semi-grokking", "(all)")):
         which = "" if name == "zones" else f", {name}"
         right, by_size, by_same = np.array([[share_right(each, predictor, name)
@@ -898,11 +844,6 @@ def judge_zones(settings, rows, now):
                             f"than the hidden size alone{which}", paper,
                             text if right.mean() >= 0 else "no zone is known from half of the seeds",
                             True if low >= 0.75 and least > 0 else False if high < 0.75 or most < 0 else None))
-    pairs = confusion(settings, rows, now)
-    for kind in DYNAMICS:
-        seen = Counter({seen: count for (told, seen), count in pairs.items() if told == kind}).most_common()
-        text = ", ".join(f"{each} {count}" for each, count in seen)
-        claims.append(claim(f"in the zone of {kind}", kind, text or "no cell", None))
     return claims
 
 
@@ -916,8 +857,8 @@ def judge_double_descent(settings, rows, now):
     _, where = crossing(now.hidden, now.critical[0.5], now.capacity)
     if not np.isfinite(where[0]) or crossing_shares(now)[0] < SURE:
         return [claim(text, "-", "where the curves cross is not known", None)]
-    (low, high), largest = np.nanpercentile(where[1:], ends(settings.seeds)), now.critical[0.5][:, -1]
-    returns = np.percentile(largest[1:], ends(settings.seeds)[1])      # the D above which the largest model surely generalizes
+    (low, high), largest = np.nanpercentile(where[1:], tail(settings.seeds)), now.critical[0.5][:, -1]
+    returns = np.percentile(largest[1:], tail(settings.seeds)[1])      # the D above which the largest model surely generalizes
     expected = {data: "dip" if returns < data < low else "no dip" if data > high else None for data in now.data}
     seen = {data: dip_of(plane(rows), "addition", data)[-1] for data in now.data}
     tested = {data: seen[data] == dip for data, dip in expected.items() if dip and seen[data] != "undecided"}
@@ -934,9 +875,9 @@ def judge_cost(rows):
         """The 95% interval of the exponent of the norm in D of the runs of a dynamic, and all of it as text."""
         runs = settled(rows, kind)
         draws = cost_exponents(runs)
-        if not np.isfinite(draws).all():
+        if np.isnan(draws[0]) or np.isnan(draws).mean() > 0.025:
             return np.nan, np.nan, "too few runs"
-        low, high = np.percentile(draws[1:], [2.5, 97.5])
+        low, high = np.nanpercentile(draws[1:], [2.5, 97.5])
         return low, high, f"{with_interval(draws[0], low, high)}, n = {len(runs)}"
     least, most, found = exponent("ungrokking")
     claims = [claim("cost of memorizing more examples: exponent k in norm ~ D^k", "rises", found, beyond(0, least, most, True))]
@@ -964,7 +905,7 @@ def judge_forgetting(settings, rows, curves, earlier, now):
     claims, at = [], np.flatnonzero(now.hidden == settings.forget_hidden)
     critical, half_way = (each.critical[0.5][:, at[0]] if len(at) else np.full(2, np.nan) for each in (now, earlier))
     later = critical * np.minimum(1, critical / half_way)
-    (least, most), (fallen, _) = (np.percentile(draws[1:], ends(settings.seeds)) for draws in (critical, later))
+    (least, most), (fallen, _) = (np.percentile(draws[1:], tail(settings.seeds)) for draws in (critical, later))
     for less in less_data(settings):
         before, after = (val_acc_at(rows, curves, until, experiment="forgetting", data=less) for until in (0.5, 1))
         mean, low, high = interval(after)

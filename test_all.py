@@ -1036,11 +1036,11 @@ def test_the_dynamics_can_come_out_either_way():
     claims = grok.judge(settings, rows, curves)
     assert [c["holds"] for c in claims if c["claim"].startswith("fig 2")] == [True, False, False, False]
     fig_9 = [(c["measured"].split(" ")[0], c["holds"]) for c in claims if c["claim"].startswith("fig 9")]
-    assert fig_9 == [("+200.0%", True), ("not", None)]      # none grokked: that tells nothing of grokking
-    assert [c["measured"] for c in claims if c["claim"].startswith("grokking:")] == ["not reached"] * 2
+    assert fig_9 == [("+200.0%", True), ("-,", None)]      # none grokked: that tells nothing of grokking
+    assert [c["measured"] for c in claims if c["claim"].startswith("grokking:")] == ["-, n = 0"]
     grokked = [{**line, "dynamic": "grokking"} for line in rows]
     fig_9 = [(c["measured"].split(" ")[0], c["holds"]) for c in grok.judge(settings, grokked, curves) if "fig 9" in c["claim"]]
-    assert fig_9 == [("not", None), ("+200.0%", False)]
+    assert fig_9 == [("-,", None), ("+200.0%", False)]
     for other in ("diverged", "progression"):      # a tie, and a lead of one seed
         close = [{**rows[0], "dynamic": "grokking"}, {**rows[1], "dynamic": other}, *rows[2:]]
         assert grok.judge(settings, close, curves)[0]["holds"] is None
@@ -1126,29 +1126,21 @@ def test_what_progression_memorizes_before_it_generalizes(p, train, val, lead, h
     assert judged_progression((0, 5, 10, 20), val, train_acc=train, p=p)["a part (above 0.1)"]["holds"] is holds
 
 
-def grokked(circuit_at, dropped_at, jump_at=60, steps=100):
-    """A history of three runs: the circuit's share, training accuracy without it and validation accuracy jump at these steps."""
-    step = np.arange(1, steps + 1)
-    memory = (step >= 5) & (step < dropped_at)
-    values = {"step": step, "circuit_share": (step >= circuit_at) * 0.9, "memory_acc": memory * 1.0,
-              "val_acc_unmirrored": (step >= jump_at) * 1.0}
-    return {name: np.tile(each, (3, 1)) for name, each in values.items()}
-
-
-@pytest.mark.parametrize("circuit_at, dropped_at, holds", [(30, 90, True), (30, 40, True), (80, 1000, False)])
-def test_when_the_circuit_grows_and_memorization_is_dropped(circuit_at, dropped_at, holds):
-    grown, dropped = grok.judge_circuits(grokked(circuit_at, dropped_at))
-    assert grown["holds"] is holds and grown["measured"].startswith(f"{circuit_at / 60:.0%}")
-    assert dropped["holds"] is None and dropped["measured"].startswith(f"{min(dropped_at, 100) / 60:.0%}")
-
-
-def test_circuits_are_timed_at_halves():
-    """A share that rises evenly to 0.8 at step 80, and accuracies that rise and fall evenly up to step 100."""
+@pytest.mark.parametrize("circuit_at, holds", [(30, True), (80, False)])
+def test_whether_the_circuit_grows_before_accuracy(circuit_at, holds):
+    """A jump of the circuit's share at this step, and of validation accuracy at step 60."""
     step = np.arange(1, 101)
-    history = {"step": step, "circuit_share": (step / 100).clip(max=0.8), "val_acc_unmirrored": step / 100,
-               "memory_acc": 1 - step / 100}
-    grown, dropped = grok.judge_circuits({name: np.tile(each, (3, 1)) for name, each in history.items()})
-    assert grown["measured"].startswith("80% ") and grown["holds"] is True and dropped["measured"].startswith("100% ")
+    values = {"step": step, "circuit_share": (step >= circuit_at) * 0.9, "val_acc_unmirrored": (step >= 60) * 1.0}
+    grown, = grok.judge_circuits({name: np.tile(each, (3, 1)) for name, each in values.items()})
+    assert grown["holds"] is holds and grown["measured"].startswith(f"{circuit_at / 60:.0%}")
+
+
+def test_the_circuit_is_timed_at_halves():
+    """A share that rises evenly to 0.8 at step 80, and an accuracy that does up to step 100."""
+    step = np.arange(1, 101)
+    history = {"step": step, "circuit_share": (step / 100).clip(max=0.8), "val_acc_unmirrored": step / 100}
+    grown, = grok.judge_circuits({name: np.tile(each, (3, 1)) for name, each in history.items()})
+    assert grown["measured"].startswith("80% ") and grown["holds"] is True
 
 
 # the phase diagram
@@ -1170,7 +1162,7 @@ def test_critical_size_of_made_up_data():
     assert np.isnan(critical(np.full((7, 3), np.nan))).all() and np.isnan(critical(np.ones((7, 2)))[half, 1:]).all()
     assert grok.bounded(np.full(1001, 900.0), data, 3) == "> 800 [> 800, > 800]"
     draws = np.append(500, np.linspace(300, 700, 1001))
-    assert grok.bounded(draws, data, 5) == "500 [300, 700]" and grok.bounded(draws, data, 6) == "500 [310, 690]"
+    assert grok.bounded(draws, data, 3) == "500 [300, 700]" and grok.bounded(draws, data, 11) == "500 [304, 696]"
 
 
 @pytest.mark.parametrize("known, width", [(930, 5), (1050, 20), (1100, 80), (1350, 60)])
@@ -1264,8 +1256,9 @@ def measured_plane(**more):
 
 def zones(settings, rows, now):
     """The cells that the paper's zones predict, from the even seeds and from the odd."""
-    return {cell: (told["zones"], seen) for cell, (seen, told) in grok.both_ways(settings, rows, now).items()
-            if seen and told["zones"]}
+    even = np.arange(settings.seeds) % 2 == 0
+    return {(part, *cell): (told["zones"], seen) for part, half in enumerate((even, ~even))
+            for cell, (seen, told) in grok.predictions(settings.p, rows, now, half).items() if seen and told["zones"]}
 
 
 def test_no_zone_where_a_curve_is_not_known():
@@ -1287,7 +1280,6 @@ def test_zones_are_held_against_the_other_half_of_the_seeds():
         "hidden size": "ungrokking", "the same cell": "ungrokking"}      # 300 is below the capacity, above it with pairs once
     for line in grok.plane(rows):
         line["dynamic"] = "stalled" if line["seed"] % 2 else "grokking"
-    assert sum(grok.confusion(settings, rows, now).values()) == 2 * len(now.hidden) * len(now.data)
     seen = {(part, seen) for (part, *_), (_, seen) in zones(settings, rows, now).items()}
     assert seen == {(0, "progression"), (1, "grokking")}
     now.capacity[:] = 10
@@ -1306,8 +1298,6 @@ def test_zones_are_held_against_the_other_half_of_the_seeds():
     assert not zones(settings, rows, now)
     settings, rows, curves, now = measured_plane(seeds=4)      # a few seeds do not tell
     assert grok.judge_zones(settings, rows, now)[0]["holds"] is None
-    title = f"{np.mean([told == seen for told, seen in zones(settings, rows, now).values()]):.0%} of 16 cells"
-    assert grok.judge_zones(settings, rows, now)[0]["measured"].startswith(title)      # the number of measures.png
     now.values[:] = np.nan
     assert grok.judge_zones(settings, rows, now)[0]["measured"].startswith("no zone is known")
 
@@ -1376,7 +1366,7 @@ def test_runs_that_diverged_do_not_speak_against_memorizing_quickly():
 
 @pytest.mark.parametrize("dips_at, holds", [((400, 500), True), ((300, 400, 500), True), ((600,), False), ((400, 600), False)])
 def test_where_the_diagram_predicts_double_descent(dips_at, holds):
-    settings, rows, curves = made_up_plane(True, seeds=6)      # the curves cross at D = 530, and the largest model's is at 350
+    settings, rows, curves = made_up_plane(True, seeds=11)      # the curves cross at D = 530, and the largest model's is at 350
     for line in grok.plane(rows):
         shape = (0.7, 0.0, 0.0, 1.0) if line["data"] in dips_at else (0.3, 0.7, 0.9, 1.0)
         line["val_acc_unmirrored"] = shape[settings.hidden.index(line["hidden"])]
@@ -1486,6 +1476,7 @@ def test_a_capacity_that_may_not_rise_leaves_that_open():
     ((0.3, 0.5), (0.3, 0.4), False), ((0.3, 0.5), (-0.4, -0.3), False), ((-0.5, -0.3), (-0.1, 0.1), None)])
 def test_generalizing_more_costs_the_same_within_half_of_memorizing_more(monkeypatch, memorizing, generalizing, holds):
     exponents = {"ungrokking": np.linspace(*memorizing, 1001), "grokking": np.linspace(*generalizing, 1001)}
+    exponents["grokking"][-1] = np.nan      # a draw of runs at one D does not count
     monkeypatch.setattr(grok, "settled", lambda rows, kind: kind)
     monkeypatch.setattr(grok, "cost_exponents", exponents.get)
     assert {c["paper"]: c["holds"] for c in grok.judge_cost([])}["stays"] is holds
@@ -1575,7 +1566,7 @@ def test_the_numbers_of_figure_3_are_compared(shift, span, step, holds):
              "memorized_at": step, "steps": 10000, "dynamic": "grokking"}
             for h, at in middle.items() for d in data for _ in range(6)]
     critical = {level: np.tile([at + (level - 0.5) * span for at in middle.values()], (5, 1)) for level in grok.LEVELS}
-    now = grok.Measured(np.array([32, 64]), data, None, None, critical, None)
+    now = grok.Measured(np.array([32, 64]), data, None, critical, None)
     assert [c["holds"] for c in grok.judge_paper_numbers(grok.PLANES["paper"], rows, now)] == holds
     few = grok.judge_paper_numbers(grok.PLANES["paper"], rows[::2], now)      # three seeds may do the same by chance
     assert [c["holds"] for c in few] == [None] * 3 + holds[3:]
@@ -1638,7 +1629,8 @@ DIPS = replace(double_descent.PRESETS["quick"], p=11, seeds=6, hidden=(4, 8, 16,
 
 
 def test_a_title_names_the_interval_that_is_drawn():
-    for seeds, drawn in ((2, "mean of seeds: 2, step"), (3, "mean of 3 seeds, range,"), (6, "mean of 6 seeds, 95% interval,")):
+    for seeds, drawn in ((2, "(mean, no interval; seeds: 2;"), (3, "(mean, range; seeds: 3;"),
+                         (6, "(mean, 95% interval; seeds: 6;")):
         rows = [line for line in made_up_rows(True, False, True) if line["seed"] < seeds]
         figure = double_descent.draw(replace(DIPS, seeds=seeds), rows, {})["double_descent.png"]
         assert drawn in figure.get_suptitle()
@@ -1757,7 +1749,7 @@ def test_the_numbers_of_the_paper_are_compared_at_its_scale(level, holds):
     rows = [{**common.asdict(run), "dynamic": "progression", "val_acc": value, "val_acc_unmirrored": value}
             for run in double_descent.grid(settings)
             for value in [{8: 0.5, 24: 0.6 if run.data == 4000 else level, 64: 1.0}[run.hidden]]]
-    claims = {c["claim"].split(", n")[0]: c for c in double_descent.judge(settings, rows, {})}
+    claims = {c["claim"]: c for c in double_descent.judge(settings, rows, {})}
     zeros = [claims["addition, D = 2600, d = 24: val_acc"], claims["squared_addition, D = 3000, d = 24: val_acc"]]
     assert [c["holds"] for c in zeros] == holds
     dips = {data: claims[f"addition, D = {data}: whether accuracy dips"] for data in settings.data}
@@ -1862,7 +1854,7 @@ def test_the_size_from_which_on_a_level_is_reached(mixed, below, found):
     settings, rows = made_up_ladder(mixed, (1, 1, 1))
     params = {line["hidden"]: line["params"] for line in rows} | {None: 0}
     assert emergence.bracket(rows, 0.9, 20, False) == (params[below], params[found] or None)
-    assert emergence.threshold(rows, 0.9, 0, False) == params[8]
+    assert emergence.bracket(rows, 0.9, 0, False)[1] == params[8]
 
 
 def test_a_size_that_diverged_was_not_tried():
@@ -1904,8 +1896,8 @@ def test_accuracy_counts_only_where_the_memorization_is_known():
 
 
 @pytest.mark.parametrize("mixed, finding, arrow", [
-    ((0.02, 0.02, 0.95), "Beside memorization, addition fails at 1×16 and passes 0.5 at 1×32 (3 of 3 seeds)", True),
-    ((0.3, 0.2, 0.4), "Beside memorization, addition is partly learned at 1×32", False),
+    ((0.02, 0.02, 0.95), "Beside memorization, addition fails at 1×8 to 1×16 and passes 0.5 at 1×32 (3 of 3 seeds)", True),
+    ((0.3, 0.2, 0.4), "Beside memorization, addition is partly learned at 1×8 to 1×32", False),
     ((None, 1, 1), "Addition passes 0.5 at every size that memorizes the labels", False),
     ((None, None, None), "Addition beside memorization", False)])
 def test_the_title_says_what_was_found_and_an_arrow_how_late_addition_comes_back(mixed, finding, arrow):
@@ -1938,9 +1930,8 @@ def test_that_the_amount_to_memorize_matters_little_takes_a_range_of_amounts(amo
 
 @pytest.mark.parametrize("least, most, text", [(3, 20, "10 times (3 to 20)"), (3, math.inf, "10 times (at least 3)"),
                                                (0, 20, "10 times (at most 20)"), (0, math.inf, "10 times")])
-def test_a_ratio_has_the_bounds_that_are_known(least, most, text, monkeypatch):
-    monkeypatch.setattr(emergence, "ratio_alone", lambda *_: (10, least, most))
-    assert emergence.times_alone([], 0.5, 0, False) == text
+def test_a_ratio_has_the_bounds_that_are_known(least, most, text):
+    assert emergence.times_text(10, least, most) == text
 
 
 def test_that_no_size_suffices_is_a_no_only_far_beyond_the_ratio_of_the_paper():
@@ -2164,6 +2155,11 @@ def test_a_rank_or_a_number_of_ranks_alone_is_not_of_torchrun(monkeypatch):
         monkeypatch.setenv(alone, "2")
         monkeypatch.delenv(other, raising=False)
         assert common.rank_and_world() == (0, 1)
+
+
+def test_one_process_needs_no_distributed_part_of_torch(copied, monkeypatch):
+    monkeypatch.setattr(common, "dist", SimpleNamespace(is_available=lambda: False))
+    assert here(*TINY, "--seeds", 2, "--out", copied, "--plot-only").returncode == 0
 
 
 def test_a_figure_names_what_training_had_of_its_own(copied):
@@ -2546,7 +2542,7 @@ def results_table(papers):
     def verdicts(summary):
         """{claim: (claim, verdict as text)}; where another work makes a claim, or we do, what it says is in brackets."""
         return {c["claim"]: (c, names[c["holds"]]) for c in summary["claims"]
-                if (c["paper"][0] not in "(-" if papers else c["paper"][0] == "(") and not c["claim"].startswith("in the zone")}
+                if (c["paper"][0] not in "(-" if papers else c["paper"][0] == "(")}
     for folders in REFERENCES:
         made, *others = (json.loads((HERE / "figures" / folder / "summary.json").read_text()) for folder in folders)
         main, side = verdicts(made), verdicts(others[0]) if others else {}
@@ -2598,7 +2594,7 @@ def test_the_verdicts_of_the_reference_results_are_those_of_the_code(folder):
 def test_no_verdict_turns_into_its_opposite_without_a_size_a_seed_or_a_d(folder):
     """Less work may leave a claim undecided; it does not refute what more work shows, nor show what more work refutes."""
     judge, settings, rows, curves, claims = reference(folder)
-    known = {c["claim"].split(", n =")[0]: c["holds"] for c in claims}
+    known = {c["claim"]: c["holds"] for c in claims}
     sizes = {line["hidden"] for line in rows}
     parts = [[line for line in rows if line["hidden"] != hidden] for hidden in sizes]
     parts += [[line for line in rows if line["seed"] != seed] for seed in range(settings.seeds)]
@@ -2612,7 +2608,7 @@ def test_no_verdict_turns_into_its_opposite_without_a_size_a_seed_or_a_d(folder)
         else:
             fewer["data"] = tuple(sorted({line["data"] for line in part if line["task"] == "addition"}))
         for c in judge(replace(settings, **fewer), part, curves):
-            assert {known.get(c["claim"].split(", n =")[0]), c["holds"]} != {True, False}, c
+            assert {known.get(c["claim"]), c["holds"]} != {True, False}, c
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
