@@ -498,6 +498,17 @@ def predictions(p, rows, now, chosen):
     return found
 
 
+def confusion(settings, rows, now):
+    """In how many cells one half of the seeds predicts a zone (rows) and the other shows a dynamic (columns), of DYNAMICS (4, 4).
+
+    The halves are the even and the odd seeds; each cell counts twice, with the halves exchanged.
+    """
+    even = np.arange(settings.seeds) % 2 == 0
+    pairs = [(told["zones"], seen) for half in (even, ~even)
+             for seen, told in predictions(settings.p, rows, now, half).values()]
+    return np.array([[pairs.count((predicted, seen)) for seen in DYNAMICS] for predicted in DYNAMICS])
+
+
 def share_right(found, predictor, beside):
     """Share of cells in which a predictor is right, among those where it and the one beside it both predict; or NaN."""
     both = [(seen, told) for seen, told in found.values() if seen and told[predictor] and told[beside]]
@@ -685,10 +696,7 @@ def draw_cost(axis, rows):
 
 def draw_zones(axis, settings, rows, now):
     """The zone that the curves of half the seeds predict against the dynamic of the others, in cells of the diagram."""
-    even = np.arange(settings.seeds) % 2 == 0
-    pairs = [(told["zones"], seen) for half in (even, ~even)
-             for seen, told in predictions(settings.p, rows, now, half).values()]
-    count = np.array([[pairs.count((predicted, seen)) for seen in DYNAMICS] for predicted in DYNAMICS])
+    count = confusion(settings, rows, now)
     axis.imshow(count, cmap="Blues", vmax=1.5 * max(1, count.max()))
     for i, j in np.ndindex(count.shape):
         axis.annotate(count[i, j], (j, i), ha="center", va="center", fontsize=13, fontweight="bold" if i == j else None)
@@ -844,6 +852,9 @@ def judge_zones(settings, rows, now):
                             f"than the hidden size alone{which}", paper,
                             text if right.mean() >= 0 else "no zone is known from half of the seeds",
                             True if low >= 0.75 and least > 0 else False if high < 0.75 or most < 0 else None))
+    for kind, counts in zip(DYNAMICS, confusion(settings, rows, now)):
+        seen = ", ".join(f"{dynamic} {count}" for dynamic, count in zip(DYNAMICS, counts) if count)
+        claims.append(claim(f"in the zone of {kind}: the other half's dynamic (each cell twice)", "-", seen or "no cell", None))
     return claims
 
 

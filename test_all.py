@@ -1280,6 +1280,7 @@ def test_zones_are_held_against_the_other_half_of_the_seeds():
         "hidden size": "ungrokking", "the same cell": "ungrokking"}      # 300 is below the capacity, above it with pairs once
     for line in grok.plane(rows):
         line["dynamic"] = "stalled" if line["seed"] % 2 else "grokking"
+    assert grok.confusion(settings, rows, now).sum() == 2 * len(now.hidden) * len(now.data)
     seen = {(part, seen) for (part, *_), (_, seen) in zones(settings, rows, now).items()}
     assert seen == {(0, "progression"), (1, "grokking")}
     now.capacity[:] = 10
