@@ -836,9 +836,10 @@ def judge_zones(settings, rows, now):
     Shares of cells predicted right are means over 200 random halves, with the interval that holds 95% of these: halves differ
     about as much as new sets of seeds would, but for what all these seeds happen to have in common.
     """
-    halves = np.random.default_rng(0).permuted(np.tile(np.arange(settings.seeds) % 2 == 0, (200, 1)), axis=1)
+    enough = settings.seeds >= ENOUGH      # of fewer, which decide nothing, one half
+    halves = np.random.default_rng(0).permuted(np.tile(np.arange(settings.seeds) % 2 == 0, (200 if enough else 1, 1)), axis=1)
     found, claims = [predictions(settings.p, rows, now, half) for half in halves], []
-    known = settings.seeds >= ENOUGH and np.isfinite(now.capacity[0] + now.critical[0.5][0]).all()      # both curves everywhere
+    known = enough and np.isfinite(now.capacity[0] + now.critical[0.5][0]).all()      # both curves everywhere
     for name, paper in (("zones", "all"), ("mirrored pairs counted once", "all"), ("without a zone of semi-grokking", "(all)")):
         which = "" if name == "zones" else f", {name}"
         right, by_size, by_same = np.array([[share_right(each, predictor, name)
