@@ -12,6 +12,7 @@ train a whole population, each run as if it were alone. With R = 1 this is the t
 # dependencies = ["torch>=2.6,<2.16", "numpy>=1.26,<3", "matplotlib>=3.8,<4"]
 # ///
 import argparse
+import contextlib
 import csv
 import ctypes
 import gc
@@ -804,6 +805,18 @@ def worker(populations, todo, news, options):
         news.put(error)
 
 
+@contextlib.contextmanager
+def without_interrupts():
+    """A process begun meanwhile never gets a Ctrl-C, not even while it still imports torch (except on Windows)."""
+    masks = hasattr(signal, "pthread_sigmask")
+    before = masks and signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])       # which a process inherits
+    try:
+        yield
+    finally:
+        if masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def train_all(populations, options, tick):
     """Train populations to the cache, in options.workers processes or in this one; each takes the next, the longest first.
 
@@ -819,12 +832,9 @@ def train_all(populations, options, tick):
     # daemons: not waited for where a second Ctrl-C ends the finally below too soon
     processes = [context.Process(target=worker, args=(populations, todo, news, options), daemon=True) for _ in range(count)]
     try:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)      # they inherit it: no Ctrl-C while they import torch
-        try:
+        with without_interrupts():
             for process in processes:
                 process.start()
-        finally:
-            signal.signal(signal.SIGINT, before)
         for i in [*range(len(populations)), *[None] * count]:
             todo.put(i)
         status = [None]

@@ -27,8 +27,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from common import COLORS, ENOUGH, FLOOR, Settings, below, beyond, by_cell, claim, dip_of, fail, interval
-from common import interval_name, judgeable, majority, option, reproduce, resampled_means, size_curve, size_ticks, triples
-from common import with_interval
+from common import interval_name, judgeable, majority, option, reproduce, resampled_means, size_curve, size_ticks, tail
+from common import triples, with_interval
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,8 @@ def judge_dips(settings, rows):
             found[task, data] = verdict, f"{verdict}, {with_interval(depth, low, high)}{place}", depth, low, high
             paper = PAPER_DIPS.get((task, data), "-") if settings.p == 113 else "-"
             unclear = paper == "-" or verdict == "undecided" or ("shallow" in paper and verdict == "no dip")
-            claims.append(claim(f"{task}, D = {data}: whether accuracy dips", paper, found[task, data][1],
+            known = np.isfinite(size_curve(rows, task, data)[1]).sum(-1).min()      # seeds, where the fewest
+            claims.append(claim(f"{task}, D = {data}: whether accuracy dips", paper, f"{found[task, data][1]}, n = {known}",
                                 None if unclear else (paper == "no dip") == (verdict == "no dip")))
     return found, claims
 
@@ -201,14 +202,14 @@ def judge_harder(settings, rows, found):
         easy_dip, _, easy_depth, easy_least, easy_most = found["addition", data]
         dips.append(f"D = {data}: {dip} against {easy_dip}")
         alone.append({("dip", "no dip"): True, ("no dip", "dip"): False}.get((dip, easy_dip)))
-        enough, bounds = judgeable(hard) and judgeable(easy), [2.5 / len(both), 100 - 2.5 / len(both)]
+        enough, cut = judgeable(hard) and judgeable(easy), tail(settings.seeds)[0] / len(both)
         low, high = least - easy_most, most - easy_least
         by.append(f"D = {data}: by {with_interval(depth - easy_depth, low, high)}")
         less = high <= 0 and easy_dip == "dip" and dip != "undecided"
         deeper.append(True if low > 0 and dip == "dip" else False if less else None)
         size, easy_size = (sufficient_size(hidden, values, i) for i, values in enumerate((hard, easy)))
         ratio = size.clip(max=hidden[-1]) / easy_size.clip(max=hidden[-1])      # beyond the sizes tried: as near to 1 as may be
-        low, high = np.percentile(ratio[1:], bounds, method="nearest")
+        low, high = np.percentile(ratio[1:], [cut, 100 - cut], method="nearest")
         unknown, easy_unknown = np.isinf(size[0]), np.isinf(easy_size[0])
         sizes = (f"more than {hidden[-1]}" if np.isinf(each[0]) else with_interval(each[0], style="{:.0f}")
                  for each in (size, easy_size))
@@ -229,15 +230,15 @@ def judge_harder(settings, rows, found):
 def judge_places(rows, found):
     """Where the paper has a dip and so do we: the size at which it is deepest, and whether that is in the paper's range.
 
-    The true place lies between the sizes tried to its left and right. It is outside the range if all of that is, and inside if
-    it is there in 95% of the draws, with other places tried on both sides of the range.
+    The true place lies between the sizes tried to its left and right. It is outside the range if all of that is, over all of its
+    95% interval, and inside if all of the interval is, with other places tried on both sides of the range.
     """
     claims = []
     for (task, data), (first, last) in PAPER_PLACES.items():
         if (task, data) in found and found[task, data][0] == "dip":
             hidden, values = size_curve(rows, task, data)
             places = triples(len(hidden))[1][below(resampled_means(values)).argmax(-1)]       # (1 + draws,)
-            low, high = np.percentile(places[1:], [2.5, 97.5], method="nearest")
+            low, high = np.percentile(places[1:], tail(values.shape[-1]), method="nearest")
             inside = hidden[1] < first <= hidden[low] and hidden[high] <= last < hidden[-2]
             outside = hidden[low - 1] >= last or hidden[high + 1] <= first
             claims.append(claim(f"{task}, D = {data}: hidden size of the dip, of those tried",
@@ -262,7 +263,8 @@ def judge_zeros(settings, rows):
             zero = beyond(FLOOR, low, high, False) if len(seeds) >= ENOUGH else None
             learned = (resampled_means(size_curve(rows, task, data, "val_acc")[1], draws=0) > 0.5).any()
             claims.append(claim(f"{task}, D = {data}, d = {tried}: val_acc", f"zero (below {FLOOR})",
-                                with_interval(mean, low, high), zero if learned or not zero else None))
+                                f"{with_interval(mean, low, high)}, n = {len(seeds)}",
+                                zero if learned or not zero else None))
     return claims
 
 

@@ -204,8 +204,9 @@ def draw(settings, rows, curves):
     (_, alone), (_, back) = (bracket(rows, 0.5, *which) for which in series(settings)[:2])
     if alone and back and held:
         accuracy.annotate("", (back, 0.5), (alone, 0.5), arrowprops={"arrowstyle": "<->"})
-        accuracy.annotate(times_text(*ratio_alone(rows, 0.5, settings.memorize[0], False)), ((alone * back) ** 0.5, 0.5), (0, 6),
-                          textcoords="offset points", ha="center", path_effects=[withStroke(linewidth=3, foreground="white")])
+        times = times_text(*ratio_alone(rows, 0.5, settings.memorize[0], False))
+        accuracy.annotate(f"{times} the parameters", ((alone * back) ** 0.5, 0.5), (0, 6), textcoords="offset points",
+                          ha="center", path_effects=[withStroke(linewidth=3, foreground="white")])
     accuracy.set(xscale="log", xlim=(0.8 * min(label), 1.25 * max(label)), ylim=(-0.03, 1.03),
                  ylabel="best validation accuracy on addition")
     accuracy.plot([], [], "o", ms=4, mec="black", mfc="none", label="has not memorized (lower panels: no seed has)")
@@ -215,7 +216,7 @@ def draw(settings, rows, curves):
                   fontsize=8, color="#666666")
     loss.set_ylabel("validation loss\n(nats)")
     spread = interval_name(settings.seeds)
-    share.set(xlabel=f"parameters (top: line through the best seed; below: mean and {spread} of the seeds at the last step)",
+    share.set(xlabel=f"parameters (top: each seed, line through the best; below: mean, {spread}, at the last step)",
               ylabel="circuit's share\nof the logits")
     share.xaxis.set_minor_formatter("")
     top = accuracy.secondary_xaxis("top")
@@ -225,9 +226,9 @@ def draw(settings, rows, curves):
     for axis in axes:
         axis.grid(alpha=0.25)
     beside = by_size(rows, settings.memorize[0], False)
-    lost = "fails" if all(best(beside[params]) < FLOOR for params in held) else "is partly learned"
-    sizes = " to ".join(dict.fromkeys(label[params] for params in held[:1] + held[-1:]))
-    finding = (f"Beside memorization, addition {lost} at {sizes}" if held else
+    failed = [params for params in held if best(beside[params]) < FLOOR]
+    lost = "fails" if failed else "is partly learned"
+    finding = (f"Beside memorization, addition {lost} at {', '.join(label[params] for params in failed or held)}" if held else
                "Addition passes 0.5 at every size that memorizes the labels" if known else "Addition beside memorization")
     if back and held:
         pass_it = sum((ability(line) or 0) >= 0.5 for line in beside[back])
@@ -254,7 +255,9 @@ def judge_suppression(settings, rows):
     label, (known, held) = ladder(rows), held_back(settings, rows)
     alone, mixed = by_size(rows, 0, False), by_size(rows, settings.memorize[0], False)
     seen = ", ".join(f"{best(mixed[params]):.2f} at {label[params]} (alone {best(alone[params]):.2f})" for params in held)
-    too_small, first = bracket(rows, 0.9, 0, False)
+    _, first = bracket(rows, 0.9, 0, False)
+    able = min((params for params, lines in alone.items() if best(lines) >= 0.9), default=0)
+    too_small = max((params for params, lines in alone.items() if params < able and best(lines) < 0.9), default=0)
     testable = sum(params < PAPER_RATIO / 3 * too_small for params in known) > 1
     fails = claim("fig 8: addition fails beside memorization at a size that learns it alone", f"near 0 (below {FLOOR})",
                   f"+ {settings.memorize[0]}: {seen or 'at no size'}",

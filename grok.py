@@ -120,7 +120,7 @@ def draw_dynamics(settings, rows, curves):
         if len(measures) > 1:
             row[-1].legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.suptitle(f"Training dynamics of (a + b) mod {settings.p}, and the circuits beneath\n"
-                    "(thin: each seed; thick: median; dashed: median validation accuracy 0.5)")
+                    "(thin: each seed; thick: median; dashed: the step at which the median validation accuracy reaches 0.5)")
     return figure
 
 
@@ -144,8 +144,8 @@ def draw_progression(settings, rows, curves):
         column[1].set(xlabel="optimization step", xscale="log", xlim=(settings.steps / 1000, 1.2 * settings.steps))
     axes[0, 0].legend(fontsize=8)
     cell = f"hidden {lines[0]['hidden']}, D = {lines[0]['data']}, p = {settings.p}"
-    first = f"the first {len(lines)} of {settings.seeds} seeds"
-    figure.suptitle(f"When each seed starts to generalize\n(dashed: validation accuracy {FLOOR}; {cell}; {first})")
+    first = f"; the first {len(lines)} of {settings.seeds} seeds" if settings.seeds > len(lines) else ""
+    figure.suptitle(f"When each seed starts to generalize\n(dashed: validation accuracy {FLOOR}; {cell}{first})")
     return figure
 
 
@@ -189,9 +189,9 @@ def memorized_first(train_acc, val_acc, level):
 
 
 def claim_on_mean(text, paper, values, bound, above, style="{:.2f}", least=1):
-    """A claim that the mean of values lies above a bound, or below it: open while its interval holds the bound.
+    """A claim that the mean of values lies above a bound, or below it.
 
-    And where fewer than least are known.
+    Open while its interval holds the bound, and where fewer than least values are known.
     """
     mean, low, high = interval(values)
     count = int(np.isfinite(np.array(values, float)).sum())      # None becomes NaN
@@ -200,7 +200,7 @@ def claim_on_mean(text, paper, values, bound, above, style="{:.2f}", least=1):
 
 
 def judge(settings, rows, curves):
-    """The paper's claims on the four dynamics (section 3, figures 2, 5 and 9), and two on the circuits beneath.
+    """The paper's claims on the four dynamics (section 3, figures 2, 5 and 9), and one on the circuit beneath.
 
     Those on a dynamic are told by the runs that went through it, whatever the others of its cell did.
     """
@@ -238,13 +238,13 @@ def judge_progression(settings, lines, history):
                  True if varies else False if together else None)
     curves = went_through(lines, history, "progression")
     seeds = list(zip(curves["step"], curves["train_acc"], curves["val_acc_unmirrored"]))
-    strict, loose = (claim_on_mean("progression memorizes a part first: lead of training accuracy while validation accuracy is "
-                                   f"zero (below twice guessing; below {FLOOR})", f"a part (above {FLOOR})",
+    strict, loose = (claim_on_mean("progression memorizes a part first: how far training accuracy is ahead while validation "
+                                   f"accuracy is near zero (below twice guessing; below {FLOOR})", f"a part (above {FLOOR})",
                                    [memorized_first(train_acc, val_acc, zero) for _, train_acc, val_acc in seeds],
-                                   FLOOR, True, "{:.2f}") for zero in (min(2 / settings.p, FLOOR), FLOOR))
+                                   FLOOR, True) for zero in (min(2 / settings.p, FLOOR), FLOOR))
     part = loose | {"measured": f"{strict['measured']}; {loose['measured']}",
                     "holds": loose["holds"] if strict["holds"] == loose["holds"] else None}
-    rises = claim_on_mean("fig 5: training accuracy rises where validation starts to: share of its best gained from half to "
+    rises = claim_on_mean("fig 5: training accuracy rises when validation does: share of its best gained between half and "
                           f"twice the step of validation {FLOOR}", "a bump (half)", [bump(*seed) for seed in seeds], 0.5, True,
                           "{:.0%}")
     some = claim("fig 5: some seeds never start to generalize", "some",
@@ -551,13 +551,14 @@ def crossing_shares(now):
 
 
 def crossing_place(settings, now, capacity):
-    """Where the critical size and a capacity cross, as text."""
+    """Where the critical size and a capacity cross, as text, with the share of the draws in which they do."""
     size, where = crossing(now.hidden, now.critical[0.5], capacity)
+    share = np.isfinite(size[1:]).mean()
     if not np.isfinite(size[0]):
         return "not in this range"
     params, tried = (parameters(settings.run("addition", sizes, 1, 0)) for sizes in (size, now.hidden))      # of arrays of sizes
     return (f"d = {bounded(size, now.hidden, settings.seeds)}, {bounded(params, tried, settings.seeds)} parameters, "
-            f"D = {bounded(where, now.data, settings.seeds)}")
+            f"D = {bounded(where, now.data, settings.seeds)}" + (f" ({share:.0%} of the draws)" if 0 < share < 1 else ""))
 
 
 # the figures of phase
@@ -791,7 +792,8 @@ def judge_paper_numbers(settings, rows, now):
         low, high = np.percentile(span[1:], tail(settings.seeds))
         sides = beyond(PAPER_SPAN / 2, low, high, True), beyond(2 * PAPER_SPAN, low, high, False)
         claims.append(claim(f"fig 3: D over which accuracy rises from {FLOOR} to 0.9, mean of d = "
-                            f"{', '.join(map(str, now.hidden[sizes]))}", f"about {PAPER_SPAN}",
+                            f"{', '.join(map(str, now.hidden[sizes]))}",
+                            f"about {PAPER_SPAN} ({PAPER_SPAN // 2} to {2 * PAPER_SPAN})",
                             with_interval(span[0], low, high, "{:.0f}"),
                             False if False in sides else None if None in sides else True))
     return claims
@@ -897,7 +899,7 @@ def judge_cost(rows):
     largest, smallest = max(-low, high), max(low, -high)      # |k| in its interval (smallest below 0: it holds 0)
     stays, moves = largest < least / 2, smallest > np.maximum(0, most) / 2      # against half of memorizing's k, all its interval
     claims.append(claim("cost of generalizing more examples: exponent k in norm ~ D^k, runs that grokked by half of the steps",
-                        "stays", found, True if stays else False if moves else None))
+                        "stays (k less than half of memorizing's)", found, True if stays else False if moves else None))
     less = []
     for lines in by_cell(plane(rows), "hidden", "data").values():
         grokked, memorized = ([line["norm"] for line in lines if line["dynamic"] == kind] for kind in ("grokking", "ungrokking"))

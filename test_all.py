@@ -1480,7 +1480,7 @@ def test_generalizing_more_costs_the_same_within_half_of_memorizing_more(monkeyp
     exponents["grokking"][-1] = np.nan      # a draw of runs at one D does not count
     monkeypatch.setattr(grok, "settled", lambda rows, kind: kind)
     monkeypatch.setattr(grok, "cost_exponents", exponents.get)
-    assert {c["paper"]: c["holds"] for c in grok.judge_cost([])}["stays"] is holds
+    assert {c["paper"]: c["holds"] for c in grok.judge_cost([])}["stays (k less than half of memorizing's)"] is holds
 
 
 def test_one_seed_has_no_halves():
@@ -1897,8 +1897,9 @@ def test_accuracy_counts_only_where_the_memorization_is_known():
 
 
 @pytest.mark.parametrize("mixed, finding, arrow", [
-    ((0.02, 0.02, 0.95), "Beside memorization, addition fails at 1×8 to 1×16 and passes 0.5 at 1×32 (3 of 3 seeds)", True),
-    ((0.3, 0.2, 0.4), "Beside memorization, addition is partly learned at 1×8 to 1×32", False),
+    ((0.02, 0.02, 0.95), "Beside memorization, addition fails at 1×8, 1×16 and passes 0.5 at 1×32 (3 of 3 seeds)", True),
+    ((0.3, 0.2, 0.4), "Beside memorization, addition is partly learned at 1×8, 1×16, 1×32", False),
+    ((0.02, 0.3, 0.95), "Beside memorization, addition fails at 1×8 and passes 0.5 at 1×32 (3 of 3 seeds)", True),
     ((None, 1, 1), "Addition passes 0.5 at every size that memorizes the labels", False),
     ((None, None, None), "Addition beside memorization", False)])
 def test_the_title_says_what_was_found_and_an_arrow_how_late_addition_comes_back(mixed, finding, arrow):
@@ -1933,6 +1934,14 @@ def test_that_the_amount_to_memorize_matters_little_takes_a_range_of_amounts(amo
                                                (0, 20, "10 times (at most 20)"), (0, math.inf, "10 times")])
 def test_a_ratio_has_the_bounds_that_are_known(least, most, text):
     assert emergence.times_text(10, least, most) == text
+
+
+def test_a_large_model_that_fails_alone_does_not_make_smaller_ones_too_small():
+    settings, rows = made_up_ladder((0.6, 0.7, 0.1), (1, 1, 1))
+    rows = [line for line in rows if line["hidden"] != 4]
+    for line in rows:
+        line["best_val_acc_unmirrored"] = 0.5 if line["hidden"] == 32 else 1.0
+    assert emergence.judge_suppression(settings, rows)[0]["holds"] is None
 
 
 def test_that_no_size_suffices_is_a_no_only_far_beyond_the_ratio_of_the_paper():
