@@ -70,8 +70,11 @@ LINES = "-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4))      # of eac
 RING = {"facecolors": "none", "edgecolors": "black", "lw": 2, "zorder": 5}      # around a dip
 
 
-def draw_task(top, bottom, rows, task, looks):
-    """A task's validation accuracy, and training accuracy beneath, a curve for each D of looks, {D: how its lines look}."""
+def draw_task(top, bottom, rows, task, looks, dips):
+    """A task's validation accuracy, and training accuracy beneath, a curve for each D of looks, {D: how its lines look}.
+
+    dips: {(task, D): as dip_of}.
+    """
     cells = by_cell(rows, "task", "hidden", "data")
     for i, (data, look) in enumerate(looks.items()):
         hidden, values = size_curve(rows, task, data)
@@ -86,7 +89,7 @@ def draw_task(top, bottom, rows, task, looks):
             kind = majority(seeds)
             top.scatter(place, mean, color=COLORS.get(kind, "white"), s=80, zorder=4, edgecolors="black", lw=0.8)
             top.scatter([place] * len(seeds), each, s=7, alpha=0.6, zorder=3, color=[COLORS[line["dynamic"]] for line in seeds])
-        _, _, where, _, _, verdict = dip_of(rows, task, data)
+        _, _, where, _, _, verdict = dips[task, data]
         if verdict == "dip":
             top.scatter(column[where], means[where], s=280, **RING)
     bottom.legend(loc="lower right", ncols=2, fontsize=9)      # where nothing else is
@@ -100,11 +103,12 @@ def draw(settings, rows, curves):
     axes[1, 0].set(xscale="log", xlim=(min(settings.hidden) / 1.15, max(settings.hidden) * 1.15))
     formula = {"addition": f"(a + b) mod {settings.p}", "squared_addition": f"(a + b)$^2$ mod {settings.p}"}
     every = sorted({data for _, sizes in tasks(settings) for data in sizes})
-    verdicts = {dip_of(rows, task, data)[-1] for task, sizes in tasks(settings) for data in sizes}
+    dips = {(task, data): dip_of(rows, task, data) for task, sizes in tasks(settings) for data in sizes}
+    verdicts = {verdict for *_, verdict in dips.values()}
     greys = np.linspace(0, 0.5, len(every)).astype(str)      # from black on
     looks = {data: {"ls": LINES[i % len(LINES)], "color": grey} for i, (data, grey) in enumerate(zip(every, greys))}
     for (top, bottom), (task, sizes) in zip(axes.T, tasks(settings)):
-        draw_task(top, bottom, rows, task, {data: looks[data] for data in sizes})
+        draw_task(top, bottom, rows, task, {data: looks[data] for data in sizes}, dips)
         top.set_title(formula[task], fontsize=13)
         top.set_ylim(-0.04, 1.06)
         bottom.set_xlabel("hidden size d")
