@@ -205,8 +205,8 @@ def draw(settings, rows, curves):
     if alone and back and held:
         accuracy.annotate("", (back, 0.5), (alone, 0.5), arrowprops={"arrowstyle": "<->"})
         times = times_text(*ratio_alone(rows, 0.5, settings.memorize[0], False))
-        accuracy.annotate(f"{times} the parameters", ((alone * back) ** 0.5, 0.5), (0, 6), textcoords="offset points",
-                          ha="center", path_effects=[withStroke(linewidth=3, foreground="white")])
+        accuracy.annotate(f"{times} the parameters", ((alone * back) ** 0.5, 0.5), (0, -5), textcoords="offset points", va="top",
+                          ha="center", zorder=1, path_effects=[withStroke(linewidth=3, foreground="white")])      # hides no dot
     accuracy.set(xscale="log", xlim=(0.8 * min(label), 1.25 * max(label)), ylim=(-0.03, 1.03),
                  ylabel="best validation accuracy on addition")
     accuracy.plot([], [], "o", ms=4, mec="black", mfc="none", label="has not memorized (lower panels: no seed has)")
