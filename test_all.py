@@ -2642,7 +2642,7 @@ def test_readme_quotes_the_code_and_shows_figures_that_are_there():
     assert quoted and set(quoted) <= code
     shown = set()
     for path, text in texts.items():
-        assert not re.search(r"(?m)^ *[+] ", text)      # Markdown makes a list of it
+        assert not re.search(r"(?m)^ *[+] |^[^\s\d].*\n\d+[.)] ", text)      # Markdown makes lists of these
         for link in re.findall(r"\]\(([^):]+)\)", text):       # of a file, a heading, or a heading of a file
             name, _, heading = link.partition("#")
             target = (path.parent / name).resolve() if name else path
