@@ -172,65 +172,53 @@ class LookUp(torch.autograd.Function):
         return gradient, None, *[None] * len(ctx.inverse)
 
 
-class Ratio(torch.autograd.Function):
-    """Equal to read / weight[..., None]; the derivative that autograd has for it divides three times, this one multiplies.
-
-    (That of read * (1 / weight) overflows for small weights: it has 1 / weight^2 in it.)
-    """
-
-    @staticmethod
-    def forward(ctx, read, weight):
-        """read (..., n), weight (...) -> (..., n)."""
-        inverse = weight.reciprocal()
-        ratio = read * inverse[..., None]
-        ctx.save_for_backward(ratio, inverse)
-        return ratio
-
-    @staticmethod
-    def backward(ctx, gradient):
-        """gradient (..., n) -> (..., n) and (...)."""
-        ratio, inverse = ctx.saved_tensors
-        return gradient * inverse[..., None], -(gradient * ratio).sum(-1) * inverse
+def for_its_task(units, serves):
+    """Feed-forward units (..., 4d) of a split layer: each half is kept where serves (..., 2) says that it serves the task."""
+    return (units.unflatten(-1, (2, -1)) * serves[..., None]).flatten(-2)
 
 
-class OneDNN(torch.autograd.Function):
-    """Equal to x @ weight, plus bias if there is one, by oneDNN, a part of PyTorch (a private operator, made for torch.compile).
+class FeedForward(torch.autograd.Function):
+    """Equal to relu(x @ weight_in + bias_in) @ weight_out + bias_out, on a CPU, by oneDNN, a part of PyTorch.
 
-    PyTorch's own choice for float32 is MKL, which took up to twice as long on an AMD CPU with AVX-512, and seems not to use it.
-    (Intel's were not measured.)
+    It adds bias and ReLU while it multiplies (by a private operator, made for torch.compile), and one run after another, so that
+    the units, the largest tensor of a step, stay in the cache and are never copied.
     """
 
     works = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    least = 2**21       # multiplications in a product of one run: with fewer, the calls take longer than they save
+    least = 2**23       # multiplications in a product of one run: with fewer, the calls take longer than they save
+
+    @classmethod
+    def pays(cls, x, weight_in):
+        """Whether it can take x (R, n, d), and is then faster."""
+        return (not torch.compiler.is_compiling() and cls.works and x.shape[1] * weight_in[0].numel() >= cls.least
+                and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"))
 
     @staticmethod
-    def times(x, y, bias=None):
-        """x (R, n, a) @ y (R, b, a).mT, plus bias (R, b): (R, n, b)."""
-        runs = [torch.ops.mkldnn._linear_pointwise(x[i], y[i], None if bias is None else bias[i], "none", [], "")
-                for i in range(len(x))]
-        return torch.stack(runs) if len(runs) > 1 else runs[0].unsqueeze_(0)      # in place, as relu_ takes no view
+    def product(x, weight, bias=None, then="none"):
+        """x (n, a) @ weight (b, a).mT, plus bias (b,) if there is one, and then 'relu' or 'none': (n, b)."""
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "")
 
     @staticmethod
-    def forward(ctx, x, weight, bias):
-        """x (R, n, a), weight (R, a, b), bias (R, b) or None -> (R, n, b)."""
-        ctx.save_for_backward(x, weight)
-        return OneDNN.times(x, weight.mT, bias)
+    def forward(ctx, x, weight_in, bias_in, weight_out, bias_out, serves):
+        """x (R, n, d), weights and biases (R, ...), serves (R, n, 2) or None (see for_its_task) -> (R, n, d)."""
+        kept, out = [], []
+        for i in range(len(x)):
+            units = FeedForward.product(x[i], weight_in[i].mT, bias_in[i], "relu")
+            kept.append(units if serves is None else for_its_task(units, serves[i]))
+            out.append(FeedForward.product(kept[i], weight_out[i].mT, bias_out[i]))
+        ctx.save_for_backward(x, weight_in, weight_out, *kept)
+        return torch.stack(out)
 
     @staticmethod
     def backward(ctx, gradient):
-        """gradient (R, n, b) -> (R, n, a), (R, a, b), and (R, b) or None."""
-        x, weight = ctx.saved_tensors
-        wide = x.shape[-1] > gradient.shape[-1]                                               # the one with fewer rows is faster
-        of_weight = OneDNN.times(gradient.mT, x.mT).mT if wide else OneDNN.times(x.mT, gradient.mT)
-        return OneDNN.times(gradient, weight), of_weight, gradient.sum(1) if ctx.needs_input_grad[2] else None
-
-
-def product(x, weight, bias=None):
-    """x (R, n, a) @ weight (R, a, b), plus bias (R, b) if there is one: (R, n, b)."""
-    if (not torch.compiler.is_compiling() and OneDNN.works and x.shape[1] * x.shape[2] * weight.shape[2] >= OneDNN.least
-            and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")):
-        return OneDNN.apply(x, weight, bias)
-    return x @ weight if bias is None else torch.baddbmm(bias[:, None], x, weight)
+        """gradient (R, n, d) -> those of all that forward took."""
+        x, weight_in, weight_out, *kept = ctx.saved_tensors
+        found = []
+        for i, units in enumerate(kept):
+            of_units = torch.ops.aten.threshold_backward(FeedForward.product(gradient[i], weight_out[i]), units, 0)      # ReLU's
+            found.append((FeedForward.product(of_units, weight_in[i]), x[i].mT @ of_units, of_units.sum(0),
+                          (gradient[i].mT @ units).mT))
+        return *map(torch.stack, zip(*found)), gradient.sum(1), None
 
 
 class Inputs:
@@ -288,7 +276,7 @@ class Block(nn.Module):
 
     def per_head(self, x, weight):
         """x (R, n, t, d), t positions of n sequences, times weight (R, d, d): (R, n, t, heads, d/heads)."""
-        return product(self.normalized(x).flatten(1, 2), weight).view(*x.shape[:3], self.heads, -1)
+        return (self.normalized(x).flatten(1, 2) @ weight).view(*x.shape[:3], self.heads, -1)
 
     def keys_and_values(self, x):
         """Those of x (R, n, t, d), each a tuple, (R, n, 1, heads, d/heads) for each position."""
@@ -324,16 +312,25 @@ class Block(nn.Module):
         rows = self.normalized(torch.cat([table, equals], 1))                                 # (R, rows + 1, d)
         query = (self.normalized(equals) @ self.query).unflatten(-1, (self.heads, -1))        # (R, 1, heads, d/heads)
         key = (rows @ self.key).unflatten(-1, (self.heads, -1))                               # (R, rows + 1, heads, d/heads)
-        value = (rows @ self.value).unflatten(-1, (self.heads, -1))
         score = (key * query).sum(-1) / math.sqrt(query.shape[-1])                            # (R, rows + 1, heads)
         highest, lowest = score.amax(1, keepdim=True), score.amin(1, keepdim=True)
         middle = torch.maximum((highest + lowest) / 2, highest - 80).detach()                 # cancels in the ratio
-        weight = (score - middle).clamp(min=-80).exp()
-        terms = torch.cat([(weight[..., None] * value).flatten(2), weight], -1)               # (R, rows + 1, d + heads)
+        weight = (score - middle).clamp(min=-80).exp()                                        # (R, rows + 1, heads)
+        weight = weight.repeat_interleave(query.shape[-1], -1)      # (R, rows + 1, d), since broadcast division has a slow gradient
+        terms = torch.cat([weight * (rows @ self.value), weight], -1)                         # (R, rows + 1, 2d)
         found = LookUp.apply(terms[:, :-1].flatten(0, 1), inputs.index, *inputs.inverse)
-        total = found.view(len(rows), -1, terms.shape[-1]) + terms[:, -1:]                    # (R, N, d + heads)
-        numerator, denominator = total.split([rows.shape[-1], self.heads], -1)
-        return Ratio.apply(numerator.unflatten(-1, (self.heads, -1)), denominator).flatten(-2)
+        total = found.view(len(rows), -1, terms.shape[-1]) + terms[:, -1:]                    # (R, N, 2d)
+        numerator, denominator = total.chunk(2, -1)
+        return numerator / denominator
+
+    def feed_forward(self, x, serves):
+        """What the feed-forward layer adds, x (R, n, d) -> (R, n, d). serves (R, n, 2) or None: see for_its_task."""
+        if FeedForward.pays(x, self.mlp_in):
+            return FeedForward.apply(x, self.mlp_in, self.mlp_in_bias, self.mlp_out, self.mlp_out_bias, serves)
+        units = torch.baddbmm(self.mlp_in_bias[:, None], x, self.mlp_in).relu_()              # (R, n, 4d)
+        if serves is not None:
+            units = for_its_task(units, serves)
+        return torch.baddbmm(self.mlp_out_bias[:, None], units, self.mlp_out)
 
     def add(self, x, read, serves):
         """The residual stream (R, n, t, d) after the block: x plus what attention and the feed-forward layer add.
@@ -341,12 +338,10 @@ class Block(nn.Module):
         read (R, n, t, d) is what attention has read. x may be the same for all n sequences: (R, 1, t, d). serves (R or 1, n, 2),
         if not None: which half of the units serves a sequence, the first addition and the second the memorization.
         """
-        x = x + product(read.flatten(1, 2), self.output).view_as(read)
-        units = product(self.normalized(x).flatten(1, 2), self.mlp_in, self.mlp_in_bias).relu_()         # (R, n*t, 4d)
+        x = x + (read.flatten(1, 2) @ self.output).view_as(read)
         if serves is not None:
-            halves = units.view(*x.shape[:3], 2, -1)                                          # (R, n, t, 2, 2d)
-            units = (halves * serves[:, :, None, :, None]).view_as(units)
-        return x + product(units, self.mlp_out, self.mlp_out_bias).view_as(x)
+            serves = serves[:, :, None].expand(*x.shape[:3], 2).flatten(1, 2)                 # (R, n*t, 2)
+        return x + self.feed_forward(self.normalized(x).flatten(1, 2), serves).view_as(x)
 
 
 class Transformer(nn.Module):
@@ -371,7 +366,7 @@ class Transformer(nn.Module):
 
     def logits(self, x):
         """Those of the residual stream at '=', x (R, N, d): (R, N, p)."""
-        return product(self.blocks[-1].normalized(x), self.unembed)
+        return self.blocks[-1].normalized(x) @ self.unembed
 
     def forward(self, inputs, textbook=False):
         """Logits at '=', (R, N, p). textbook=True computes every position of every example, without a table.
@@ -728,7 +723,7 @@ def expected_seconds(populations, options):
     kind = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
     n = 512 if options.device == "cpu" else 2048        # a GPU is done with a small one sooner than it is told of the next
     x, weight = (torch.randn(1, rows, n, device=options.device, dtype=kind) for rows in (4 * n, n))
-    seconds = seconds_per_call({"product": lambda: product(x, weight)}, options.device, 5)["product"]
+    seconds = seconds_per_call({"product": lambda: x @ weight}, options.device, 5)["product"]
     works = list(map(work, populations))
     return 3 * max(sum(works) / options.workers, max(works, default=0)) * seconds / (8 * n**3)
 
@@ -1572,7 +1567,7 @@ def matrix_products(run, count, device):
     def multiply():
         """Forward, and backward to the inputs and to the weights."""
         for x, weight, gradient in products:
-            torch.autograd.grad(product(x, weight), (x, weight), gradient)
+            torch.autograd.grad(x @ weight, (x, weight), gradient)
     return multiply
 
 
@@ -1583,15 +1578,17 @@ def benchmark():
     machine_options(parser)
     for name, default, maximum, text in (("--p", 113, 1000, "modulus"), ("--hidden", 32, 10_000, "hidden size"),
                                          ("--data", 3000, 10**6, "training examples"),
-                                         ("--runs", None, 10_000, "runs packed together (default: 2 on a CPU, 11 elsewhere)")):
+                                         ("--runs", None, 10_000, "runs packed together (default: as a script packs 11)")):
         parser.add_argument(name, type=value_of(int, 1, maximum), default=default, help=text)
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     options = parser.parse_args()
     set_up(options)
     torch.set_num_threads(options.threads or THREADS)
-    device, count = options.device, options.runs or (2 if options.device == "cpu" else 11)
-    runs = [Run("addition", options.p, options.hidden, options.data, seed, 1, 1e-3, 1.0) for seed in range(count)]
+    device = options.device
+    runs = [Run("addition", options.p, options.hidden, options.data, seed, 1, 1e-3, 1.0) for seed in range(options.runs or 11)]
     check(runs)
+    runs = runs if options.runs else pack(runs, room_on(device))[0]
+    count = len(runs)
 
     def step(compiled=False):
         """A training step of all runs, and its optimizer."""
@@ -1605,9 +1602,9 @@ def benchmark():
     def textbook():
         """A training step of one model, as one would write it, with PyTorch's own choice of products."""
         optimizer.zero_grad()
-        ours, OneDNN.works = OneDNN.works, False
+        ours, FeedForward.works = FeedForward.works, False
         F.cross_entropy(model(dataset.inputs, textbook=True)[0], dataset.labels[0]).backward()
-        OneDNN.works = ours
+        FeedForward.works = ours
         optimizer.step()
     functions = {"one at a time": textbook, "packed": step()[0],
                  "products": matrix_products(runs[0], count, device)}

@@ -201,30 +201,38 @@ def test_a_run_trains_in_a_population_as_alone():
 
 @pytest.fixture
 def one_dnn(monkeypatch):
-    """oneDNN makes all products that it can, whatever the CPU; the list tells which it made."""
+    """oneDNN makes all feed-forward layers that it can, whatever the CPU; the list tells of which shapes."""
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("PyTorch without oneDNN")
-    made, times = [], common.OneDNN.times
-    for name, value in (("works", True), ("least", 0), ("times", lambda *rest: made.append(rest[0].shape) or times(*rest))):
-        monkeypatch.setattr(common.OneDNN, name, value)
+    made, apply = [], common.FeedForward.apply
+    for name, value in (("works", True), ("least", 0), ("apply", lambda x, *rest: made.append(x.shape) or apply(x, *rest))):
+        monkeypatch.setattr(common.FeedForward, name, value)
     return made
 
 
-@pytest.mark.parametrize("r, n, a, b", [(1, 7, 3, 5), (3, 7, 5, 3), (2, 1, 4, 4)])
-@pytest.mark.parametrize("has_bias", [True, False])
-def test_products_by_one_dnn_equal_those_in_float64(r, n, a, b, has_bias, one_dnn):
+@pytest.mark.parametrize("more", [{}, {"split": True, "memorize": 20}])
+@pytest.mark.parametrize("r, n", [(1, 7), (3, 7), (2, 1)])
+def test_a_feed_forward_layer_by_one_dnn_equals_that_in_float64(r, n, more, one_dnn):
+    runs = runs_of(r, **more)
+    block, exact = Transformer(runs).blocks[0], Transformer(runs).double().blocks[0]
     draw = torch.Generator().manual_seed(0)
-    leaves = [torch.randn(shape, generator=draw, requires_grad=True) for shape in ((r, n, a), (r, a, b), (r, b))[:2 + has_bias]]
-    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    expected = exact[0] @ exact[1] + (exact[2][:, None] if has_bias else 0)
-    given = torch.randn(r, n, b, generator=draw)
-    for gradient in (given, given.mT.contiguous().mT, given[:1, :1, :1].expand(r, n, b)):
-        found = common.product(*leaves)
+    with torch.no_grad():
+        for mine, true in zip(block.parameters(), exact.parameters()):
+            true.copy_(mine.add_(torch.randn(mine.shape, generator=draw) / 8))      # biases begin at 0
+    x, given = torch.randn(2, r, n, runs[0].hidden, generator=draw)
+    serves = F.one_hot(torch.arange(n) % 2).float().expand(r, n, 2) if more else None
+    leaves, exact_leaves = ([each.requires_grad_(), *(getattr(layer, name) for name in
+                                                      ("mlp_in", "mlp_in_bias", "mlp_out", "mlp_out_bias"))]
+                            for each, layer in ((x.clone(), block), (x.double(), exact)))
+    expected = exact.feed_forward(exact_leaves[0], serves)
+    assert not one_dnn      # in float64
+    for gradient in (given, given.mT.contiguous().mT, given[:1, :1, :1].expand(r, n, runs[0].hidden)):
+        found = block.feed_forward(leaves[0], serves)
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
         for mine, true in zip(torch.autograd.grad(found, leaves, gradient),
-                              torch.autograd.grad(expected, exact, gradient.double(), retain_graph=True)):
+                              torch.autograd.grad(expected, exact_leaves, gradient.double(), retain_graph=True)):
             torch.testing.assert_close(mine.double(), true, rtol=1e-5, atol=1e-5)
-    assert len(one_dnn) == 9
+    assert len(one_dnn) == 3
 
 
 @pytest.mark.parametrize("more", [{}, {"layers": 2, "memorize": 20, "split": True}])
@@ -232,29 +240,24 @@ def test_products_by_one_dnn_equal_those_in_float64(r, n, a, b, has_bias, one_dn
 def test_a_model_by_one_dnn_equals_the_plain_one(more, count, one_dnn, monkeypatch):
     runs, gradients, made = runs_of(count, **more), [], []
     for works in (True, False):
-        monkeypatch.setattr(common.OneDNN, "works", works)
+        monkeypatch.setattr(common.FeedForward, "works", works)
         data, model = Dataset(runs, "cpu"), Transformer(runs)
         common.training_loss(model(data.inputs), data.labels, "float32").backward()
         gradients.append([w.grad for w in model.parameters()])
         made.append(len(one_dnn))
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
-    assert made == [3 * (21 if more else 4)] * 2
+    assert made == [3 if more else 1] * 2      # of two layers, the first is also that of the prefixes
 
 
-def test_products_that_one_dnn_does_not_make(one_dnn, monkeypatch):
+def test_where_one_dnn_does_not_pay(one_dnn, monkeypatch):
     x, weight = torch.randn(2, 6, 3), torch.randn(2, 3, 4)
-    common.product(x.double(), weight.double())
+    pays = common.FeedForward.pays
+    assert pays(x, weight) and not pays(x.double(), weight.double()) and not pays(x.to("meta"), weight.to("meta"))
     with torch.autocast("cpu", torch.bfloat16):
-        assert common.product(x, weight).dtype == torch.bfloat16
-    common.product(x.to("meta"), weight.to("meta"))
-    for name, value in (("least", 73), ("works", False)):
-        monkeypatch.setattr(common.OneDNN, name, value)
-        common.product(x, weight)
-    assert one_dnn == []
-    monkeypatch.setattr(common.OneDNN, "works", True)
-    monkeypatch.setattr(common.OneDNN, "least", 72)
-    common.product(x, weight)
-    assert len(one_dnn) == 1
+        assert not pays(x, weight)
+    for name, value, expected in (("least", 73, False), ("least", 72, True), ("works", False, False)):
+        monkeypatch.setattr(common.FeedForward, name, value)
+        assert pays(x, weight) == expected
 
 
 def test_attention_by_table_survives_scores_far_apart():
@@ -2696,6 +2699,7 @@ def test_pasted_into_one_notebook(tmp_path, monkeypatch, capsys):
 def test_benchmark_prints_json_last():
     done = command("--device", "cpu", "--threads", 1, "--p", 13, "--hidden", 8, "--data", 60, script="common.py")
     assert done.returncode == 0, done.stderr
+    assert "60, 11 runs," in done.stdout
     assert {"ms_per_run_step", "one_at_a_time_ms", "ratio", "matmul_share"} <= set(json.loads(done.stdout.splitlines()[-1]))
 
 
