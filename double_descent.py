@@ -10,7 +10,7 @@ nothing more, then semi-grokking and grokking: validation accuracy dips on the w
     prediction 2    a harder task, (a + b)^2 mod p, moves the crossing up: it dips at a D where addition does not, or deeper
 
     python double_descent.py                      a laptop's CPU, one to two minutes
-    python double_descent.py --scale small        p = 59, 11 seeds, 14 minutes on two cores
+    python double_descent.py --scale small        p = 59, 11 seeds, 19 minutes on two cores
     python double_descent.py --device cuda        p = 113, the paper's 825 runs
     torchrun --nproc-per-node=8 double_descent.py --scale paper     the same, shared out over GPUs or processes
 

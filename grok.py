@@ -13,7 +13,7 @@ generalizes. Which wins, and when, depends on the hidden size and on D:
     python grok.py                        a laptop's CPU, under a minute
     python grok.py --scale paper          p = 113 and the paper's cells
     python grok.py phase                  a laptop's CPU, about a minute
-    python grok.py phase --scale small    p = 59, 11 seeds, 12 minutes on two cores
+    python grok.py phase --scale small    p = 59, 11 seeds, 17 minutes on two cores
 
 Expect dynamics.png with one column per dynamic: after memorizing, validation accuracy leaves the floor late or never, and the
 circuit beneath it, measured in the logits, has been growing before; and progression.png, seed by seed. From phase, expect
