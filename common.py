@@ -1382,8 +1382,7 @@ def command_line(script, doc, experiments):
     saved = parser.add_mutually_exclusive_group()
     saved.add_argument("--fresh", action="store_true", help="ignore what was saved, and overwrite it")
     saved.add_argument("--plot-only", action="store_true", help="only judge and redraw saved results")
-    parser.add_argument("--compile", action="store_true",
-                        help="torch.compile the training step: pays in long training (not on an AMD CPU with AVX-512)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the training step: pays in long training only")
     options = parser.parse_args(words, argparse.Namespace(command=command))
     set_up(options)
     if options.precision == "tf32" and not options.device.startswith("cuda") and not options.plot_only:
