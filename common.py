@@ -316,7 +316,7 @@ class Block(nn.Module):
         highest, lowest = score.amax(1, keepdim=True), score.amin(1, keepdim=True)
         middle = torch.maximum((highest + lowest) / 2, highest - 80).detach()                 # cancels in the ratio
         weight = (score - middle).clamp(min=-80).exp()                                        # (R, rows + 1, heads)
-        weight = weight.repeat_interleave(query.shape[-1], -1)      # (R, rows + 1, d), since broadcast division has a slow gradient
+        weight = weight.repeat_interleave(query.shape[-1], -1)      # (R, rows + 1, d), as broadcast division has a slow gradient
         terms = torch.cat([weight * (rows @ self.value), weight], -1)                         # (R, rows + 1, 2d)
         found = LookUp.apply(terms[:, :-1].flatten(0, 1), inputs.index, *inputs.inverse)
         total = found.view(len(rows), -1, terms.shape[-1]) + terms[:, -1:]                    # (R, N, 2d)
