@@ -178,10 +178,10 @@ def for_its_task(units, serves):
 
 
 class FeedForward(torch.autograd.Function):
-    """Equal to relu(x @ weight_in + bias_in) @ weight_out + bias_out, on a CPU, by oneDNN, a part of PyTorch.
+    """Equal to Block.feed_forward without it, by oneDNN, a part of PyTorch for CPUs (a private operator, for torch.compile).
 
-    It adds bias and ReLU while it multiplies (by a private operator, made for torch.compile), and one run after another, so that
-    the units, the largest tensor of a step, stay in the cache and are never copied.
+    It adds the bias while it multiplies, and one run comes after another, so that the units, the largest tensor of a step, are
+    still in the cache when they are read, and are not stacked. (Its own ReLU would turn NaN into 0.)
     """
 
     works = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -194,16 +194,16 @@ class FeedForward(torch.autograd.Function):
                 and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"))
 
     @staticmethod
-    def product(x, weight, bias=None, then="none"):
-        """x (n, a) @ weight (b, a).mT, plus bias (b,) if there is one, and then 'relu' or 'none': (n, b)."""
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "")
+    def product(x, weight, bias=None):
+        """x (n, a) @ weight (b, a).mT, plus bias (b,) if there is one: (n, b)."""
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
     @staticmethod
     def forward(ctx, x, weight_in, bias_in, weight_out, bias_out, serves):
         """x (R, n, d), weights and biases (R, ...), serves (R, n, 2) or None (see for_its_task) -> (R, n, d)."""
         kept, out = [], []
         for i in range(len(x)):
-            units = FeedForward.product(x[i], weight_in[i].mT, bias_in[i], "relu")
+            units = FeedForward.product(x[i], weight_in[i].mT, bias_in[i]).relu_()
             kept.append(units if serves is None else for_its_task(units, serves[i]))
             out.append(FeedForward.product(kept[i], weight_out[i].mT, bias_out[i]))
         ctx.save_for_backward(x, weight_in, weight_out, *kept)
@@ -214,8 +214,8 @@ class FeedForward(torch.autograd.Function):
         """gradient (R, n, d) -> those of all that forward took."""
         x, weight_in, weight_out, *kept = ctx.saved_tensors
         found = []
-        for i, units in enumerate(kept):
-            of_units = torch.ops.aten.threshold_backward(FeedForward.product(gradient[i], weight_out[i]), units, 0)      # ReLU's
+        for i, units in enumerate(kept):      # a unit is 0 by ReLU or because it does not serve: then no gradient passes it
+            of_units = torch.ops.aten.threshold_backward(FeedForward.product(gradient[i], weight_out[i]), units, 0)
             found.append((FeedForward.product(of_units, weight_in[i]), x[i].mT @ of_units, of_units.sum(0),
                           (gradient[i].mT @ units).mT))
         return *map(torch.stack, zip(*found)), gradient.sum(1), None
@@ -1558,7 +1558,7 @@ def seconds_per_call(functions, device, rounds):
 
 
 def matrix_products(run, count, device):
-    """A function that makes only the matrix products per example of a training step of count runs: its lower bound."""
+    """A function that makes only the matrix products per example of a training step of count runs, by PyTorch's own."""
     n, d, p = run.data, run.hidden, run.p
     products = [[torch.randn(count, *shape, device=device, requires_grad=True) for shape in ((n, a), (a, b), (n, b))]
                 for a, b in ((d, d), (d, 4 * d), (4 * d, d), (d, p))]

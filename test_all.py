@@ -249,6 +249,15 @@ def test_a_model_by_one_dnn_equals_the_plain_one(more, count, one_dnn, monkeypat
     assert made == [3 if more else 1] * 2      # of two layers, the first is also that of the prefixes
 
 
+def test_one_dnn_hides_no_nan(one_dnn):
+    runs = runs_of(2)
+    data, model = Dataset(runs, "cpu"), Transformer(runs)
+    with torch.no_grad():
+        model.blocks[0].mlp_in[0] = math.nan
+        logits = model(data.inputs)
+    assert one_dnn and logits[0].isnan().all() and logits[1].isfinite().all()
+
+
 def test_where_one_dnn_does_not_pay(one_dnn, monkeypatch):
     x, weight = torch.randn(2, 6, 3), torch.randn(2, 3, 4)
     pays = common.FeedForward.pays
