@@ -1586,7 +1586,8 @@ def benchmark():
     device = options.device
     runs = [Run("addition", options.p, options.hidden, options.data, seed, 1, 1e-3, 1.0) for seed in range(options.runs or 11)]
     check(runs)
-    runs = runs if options.runs else pack(runs, room_on(device))[0]
+    if not options.runs:
+        runs = pack(runs, room_on(device))[0]
     count = len(runs)
 
     def step(compiled=False):
