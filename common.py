@@ -178,8 +178,9 @@ def for_its_task(units, serves):
 
 
 class FeedForward(torch.autograd.Function):
-    """Equal to Block.feed_forward without it, by oneDNN, a part of PyTorch for CPUs (a private operator, for torch.compile).
+    """Equal to Block.feed_forward without it, by oneDNN, a part of PyTorch for CPUs.
 
+    The operator is private: PyTorch has it for what torch.compile generates. Where it is missing, works is False.
     It adds the bias while it multiplies, and one run comes after another, so that the units, the largest tensor of a step, are
     still in the cache when they are read, and are not stacked. (Its own ReLU would turn NaN into 0.)
     """
@@ -371,8 +372,8 @@ class Transformer(nn.Module):
     def forward(self, inputs, textbook=False):
         """Logits at '=', (R, N, p). textbook=True computes every position of every example, without a table.
 
-        Equal to it: a 1-layer model attends by table, and a deeper one computes a prefix once for all examples that begin with
-        it. Attention is causal, so what stands before b depends on nothing after it.
+        Without it the logits are the same, with less work: a 1-layer model attends by table, and a deeper one computes a prefix
+        once for all examples that begin with it. Attention is causal, so what stands before b depends on nothing after it.
         """
         if len(self.blocks) == 1 and not textbook:
             table = (self.embed[:, None] + self.position[:, :-1, None]).flatten(1, 2)         # (R, (T-1) * vocabulary, d)
@@ -441,7 +442,7 @@ class CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        """gradient, a scalar -> (..., p), in the memory of the softmax: once."""
+        """gradient, a scalar -> (..., p), in the memory of the softmax, which is overwritten: so it works once."""
         softmax, ctx.softmax = ctx.softmax, None
         return softmax.mul_(gradient).scatter_add_(-1, ctx.labels, -gradient.expand(ctx.labels.shape)), None
 
@@ -699,7 +700,11 @@ def load_histories(folder):
 
 
 def values_per_example(run):
-    """Values that one example of a run computes: what memory and time are estimated from."""
+    """Values that one example of a run computes: what memory and time are estimated from.
+
+    About 16 hidden sizes at each position of a layer, half of them the feed-forward units and their gradients, and three times
+    the logits.
+    """
     positions = 1 if run.layers == 1 else 2      # '=', or b and '='
     return positions * run.layers * 16 * run.hidden + 3 * run.p
 
@@ -787,14 +792,18 @@ def start_method():
     return "spawn" if __name__ == "common" else None
 
 
-def worker(populations, todo, news, options):
-    """A process that trains the populations whose numbers it takes from todo, up to a None."""
+def worker(populations, taken, news, options):
+    """A process that trains populations, each time the first that none has taken; taken, a shared number, counts those."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)       # it ends with the process that began it, however that ends
     threading.Thread(target=lambda: (mp.parent_process().join(), os._exit(1)), daemon=True).start()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""            # else AdamW starts a GPU that it does not need (torch 2.12)
     torch.set_num_threads(1)
     try:
-        for i in iter(todo.get, None):
+        while True:
+            with taken.get_lock():
+                i, taken.value = taken.value, taken.value + 1
+            if i >= len(populations):
+                break
             train_to_cache(populations[i], options, lambda _, *report: news.put((i, *report)))
     except OSError as error:
         news.put(error)
@@ -815,7 +824,7 @@ def without_interrupts():
 def train_all(populations, options, tick):
     """Train populations to the cache, in options.workers processes or in this one; each takes the next, the longest first.
 
-    Processes and not threads, which wait for each other's Python: a quarter of the time where models are small.
+    Processes and not threads, which wait for each other's Python: up to a quarter of the time, where models are small.
     """
     count = min(options.workers, len(populations))
     if count < 2:
@@ -823,15 +832,13 @@ def train_all(populations, options, tick):
             train_to_cache(population, options, tick)
         return
     context = mp.get_context(start_method())
-    todo, news = context.SimpleQueue(), context.SimpleQueue()
+    taken, news = context.Value("q", 0), context.SimpleQueue()
     # daemons: not waited for where a second Ctrl-C ends the finally below too soon
-    processes = [context.Process(target=worker, args=(populations, todo, news, options), daemon=True) for _ in range(count)]
+    processes = [context.Process(target=worker, args=(populations, taken, news, options), daemon=True) for _ in range(count)]
     try:
         with without_interrupts():
             for process in processes:
                 process.start()
-        for i in [*range(len(populations)), *[None] * count]:
-            todo.put(i)
         status = [None]
         while None in status:
             time.sleep(0.05)

@@ -7,14 +7,14 @@ larger model gets it back, a far larger one, says the paper: against size, the a
 feed-forward units serve one task and half the other, it should appear earlier.
 
     python emergence.py                     a laptop's CPU, a minute or two
-    python emergence.py --scale small       p = 59, three seeds, a quarter of an hour on two cores
+    python emergence.py --scale small       p = 59, three seeds, 22 minutes on two cores
     python emergence.py --scale paper --layers 1 1 1 1 1 1 1 --hidden 4 8 16 32 64 128 192 --memorize 3000 6000
                                             p = 113, six hours on two cores: beside 3000 labels lost at hidden 64, back in
                                             one seed of three at 128, in two at 192; beside 6000 not back up to 192
     python emergence.py --normalization rms --out results/normalized-quick
                                             a model that normalizes its residual stream is hardly held back at p = 37 and 59
     python emergence.py --device cuda       p = 113, up to 8 layers of width 1024: not run yet, it says how long; --layers
-                                            and --hidden cut the ladder, --precision tf32 or bfloat16 saves time
+                                            and --hidden cut the ladder, --precision tf32 or bfloat16 may save time
 
 Expect emergence.png: validation accuracy on addition against the number of parameters, for addition alone, for each
 amount of memorization and for the split feed-forward layer; beneath it the loss on the answer and the generalizing
@@ -347,7 +347,7 @@ def judge_metric(settings, rows):
 def judge(settings, rows, curves):
     """The paper's claims on emergence, and one on the metric.
 
-    A verdict stands if no seed that is left out changes it; with one seed none does.
+    A verdict stands only if it is the same whichever one seed is left out; with one seed none stands.
     """
     def judged(lines):
         """The claims, from these rows."""

@@ -208,7 +208,7 @@ def judge(settings, rows, curves):
     claims = []
     for expected, (lines, _) in found.items():
         agree = [line["dynamic"] == expected for line in lines if line["dynamic"] not in ("diverged", "stalled")]
-        lead = 2 * sum(agree) - len(agree)      # agreeing less not agreeing: a lead of 1 is gone if one seed is left out
+        lead = 2 * sum(agree) - len(agree)      # those that agree minus those that do not; of 1, it rests on one seed
         claims.append(claim(f"fig 2: the cell of {expected}", expected,
                             f"hidden {lines[0]['hidden']}, D {lines[0]['data']}: {count_dynamics(lines)}",
                             lead > 0 if abs(lead) > 1 and len(agree) > (len(lines) + 1) / 2 else None))
@@ -551,13 +551,17 @@ def crossing_shares(now):
 
 
 def crossing_place(settings, now, capacity):
-    """Where the critical size and a capacity cross, as text, with the share of the draws in which they do."""
+    """Where the critical size and a capacity cross, as text, with the share of the draws in which they do.
+
+    The intervals of hidden size and parameters are as wide as those of the capacity's fewer seeds; D hardly depends on it.
+    """
     size, where = crossing(now.hidden, now.critical[0.5], capacity)
     share = np.isfinite(size[1:]).mean()
     if not np.isfinite(size[0]):
         return "not in this range"
     params, tried = (parameters(settings.run("addition", sizes, 1, 0)) for sizes in (size, now.hidden))      # of arrays of sizes
-    return (f"d = {bounded(size, now.hidden, settings.seeds)}, {bounded(params, tried, settings.seeds)} parameters, "
+    few = fewer_seeds(settings)
+    return (f"d = {bounded(size, now.hidden, few)}, {bounded(params, tried, few)} parameters, "
             f"D = {bounded(where, now.data, settings.seeds)}" + (f" ({share:.0%} of the draws)" if 0 < share < 1 else ""))
 
 
@@ -623,7 +627,7 @@ def draw_diagram(settings, rows, now):
     axis.set_ylabel("training examples D", fontsize=13)
     size_ticks(axis, x, now.hidden)
     axis.tick_params(labelsize=12)
-    place = f"d = {bounded(size, now.hidden, settings.seeds)}, D = {bounded(where, now.data, settings.seeds)}"
+    place = f"d = {bounded(size, now.hidden, fewer_seeds(settings))}, D = {bounded(where, now.data, settings.seeds)}"
     finding = f"The curves cross at {place}" if crossing_shares(now)[0] >= SURE else "Which circuit wins, measured"
     figure.suptitle(f"{finding}\n(a + b) mod {settings.p} at step {settings.steps}; dots: a cell's runs; "
                     "cell colour: a majority (white: none); circles: crossings")

@@ -722,6 +722,19 @@ def test_a_sweep_gives_every_run_its_own_history(tmp_path):
         assert done[run]["train_loss"] == pytest.approx(common.train([run], "cpu")["train_loss"][0].numpy(), rel=1e-3)
 
 
+@FORKS
+def test_more_populations_than_fit_into_the_pipes_between_processes_are_trained_once_each(monkeypatch):
+    monkeypatch.setattr(common, "train_to_cache", lambda population, _, tick: [tick(population, step, 0, 0) for step in (1, 2)])
+    seen, before = [], signal.signal(signal.SIGALRM, mock.Mock(side_effect=TimeoutError))
+    signal.alarm(30)
+    try:
+        common.train_all([[i] for i in range(10_000)], SimpleNamespace(workers=2), lambda *report: seen.append(report))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert sorted(seen) == [([i], step, 0, 0) for i in range(10_000) for step in (1, 2)]
+
+
 def test_ranks_on_any_gpus_share_the_populations(tmp_path, monkeypatch):
     runs = [run for data in (30, 40, 50) for run in runs_of(2, steps=5, data=data)]
     options, shares = sweep_options(tmp_path), []
