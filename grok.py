@@ -49,7 +49,7 @@ class Cells(Settings):
 
 
 PRESETS = {
-    "quick": Cells(p=37, seeds=4, steps=2000, lr=2e-2, weight_decay=1.0, hidden=(8, 16, 64, 64), data=(600, 400, 400, 600)),
+    "quick": Cells(p=37, seeds=6, steps=2000, lr=2e-2, weight_decay=1.0, hidden=(8, 16, 64, 64), data=(600, 400, 400, 600)),
     "small": Cells(p=59, seeds=11, steps=3000, lr=1e-2, weight_decay=1.0, hidden=(8, 16, 48, 64), data=(1500, 1000, 1000, 1200)),
     "paper": Cells(p=113, seeds=5, steps=10000, lr=5e-3, weight_decay=1.0, hidden=(8, 32, 32, 64), data=(3000, 2600, 3000, 3000)),
 }
