@@ -214,6 +214,7 @@ def draw(settings, rows, curves):
     loss.axhline(np.log(settings.p), color="#999999", lw=0.8, ls="--")
     loss.annotate("guessing, ln p", (0.99, np.log(settings.p)), xycoords=("axes fraction", "data"), va="bottom", ha="right",
                   fontsize=8, color="#666666")
+    loss.set_ylim(top=max(loss.get_ylim()[1], 1.3 * np.log(settings.p)))      # with room for what is written there
     loss.set_ylabel("validation loss\n(nats)")
     spread = interval_name(settings.seeds)
     share.set(xlabel=f"parameters (top: each seed, line through the best; below: mean, {spread}, at the last step)",
