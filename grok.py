@@ -208,7 +208,7 @@ def judge(settings, rows, curves):
     claims = []
     for expected, (lines, _) in found.items():
         agree = [line["dynamic"] == expected for line in lines if line["dynamic"] not in ("diverged", "stalled")]
-        lead = 2 * sum(agree) - len(agree)      # those that agree minus those that do not; of 1, it rests on one seed
+        lead = 2 * sum(agree) - len(agree)      # those that agree minus those that do not: a lead of 1 rests on one seed
         claims.append(claim(f"fig 2: the cell of {expected}", expected,
                             f"hidden {lines[0]['hidden']}, D {lines[0]['data']}: {count_dynamics(lines)}",
                             lead > 0 if abs(lead) > 1 and len(agree) > (len(lines) + 1) / 2 else None))
@@ -553,7 +553,7 @@ def crossing_shares(now):
 def crossing_place(settings, now, capacity):
     """Where the critical size and a capacity cross, as text, with the share of the draws in which they do.
 
-    The intervals of hidden size and parameters are as wide as those of the capacity's fewer seeds; D hardly depends on it.
+    The intervals of hidden size and parameters are for as few seeds as the capacity has; D hardly depends on the capacity.
     """
     size, where = crossing(now.hidden, now.critical[0.5], capacity)
     share = np.isfinite(size[1:]).mean()
