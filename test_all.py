@@ -329,12 +329,18 @@ def test_long_sums_are_made_in_two_rounds(data, rounds):
     assert len(common.Inputs(Dataset([run], "cpu").inputs.tokens, run, 128).inverse) == 2 * rounds
 
 
-def test_inputs_are_all_where_the_tokens_are():
-    for more in ({}, {"layers": 2}, {"layers": 2, "memorize": 20, "split": True}):
-        run, = runs_of(1, **more)
-        inputs = common.Inputs(Dataset([run], "cpu").inputs.tokens.to("meta"), run)
-        found = [value for each in vars(inputs).values() for value in (each if isinstance(each, tuple) else [each])]
-        assert {value.device.type for value in found if value is not None} == {"meta"}
+@pytest.mark.parametrize("more", [{}, {"memorize": 20, "split": True}, {"layers": 2, "memorize": 20, "split": True},
+                                  {"task": "squared_addition", "loss": "exact", "normalization": "rms"}])
+def test_all_stays_on_its_device(more, monkeypatch):
+    """The device "meta" has no values, and mostly refuses, as CUDA does, tensors of the CPU."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())      # not known to it
+    runs = runs_of(2, **more)
+    data, model = Dataset(runs, "meta"), Transformer(runs).to("meta")
+    common.training_step(model, torch.optim.AdamW(model.parameters()), data, False)()
+    found = [weight.grad for weight in model.parameters()] + [*common.evaluate(model, data).values()]
+    for inputs in (data.inputs, data.all_pairs):
+        found += [tensor for each in vars(inputs).values() for tensor in (each if isinstance(each, tuple) else [each])]
+    assert {tensor.device.type for tensor in found if tensor is not None} == {"meta"}
 
 
 @pytest.mark.parametrize("more, least", [({}, 0.3), ({"layers": 2}, 0.5), ({"layers": 8, "memorize": 300, "split": True}, 0.5)])
