@@ -40,8 +40,8 @@ class Grid(Settings):
 
 
 PRESETS = {
-    "quick": Grid(p=43, seeds=10, steps=1500, lr=2e-2, weight_decay=1.0,
-                  hidden=(4, 8, 24, 48), data=(650,), squared_data=(650, 1000)),
+    "quick": Grid(p=43, seeds=11, steps=1100, lr=2.5e-2, weight_decay=1.0,
+                  hidden=(4, 8, 24, 40), data=(650,), squared_data=(650, 900)),
     "small": Grid(p=59, seeds=11, steps=3000, lr=1e-2, weight_decay=1.0,
                   hidden=(4, 8, 12, 16, 24, 32, 64), data=(1000, 1200, 1500), squared_data=(1200, 1500)),
     "paper": Grid(p=113, seeds=11, steps=10000, lr=5e-3, weight_decay=1.0,
