@@ -6,7 +6,7 @@ the additions too: addition does not generalize. (Smaller ones have no room for 
 larger model gets it back, a far larger one, says the paper: against size, the ability looks emergent. Where half of the
 feed-forward units serve one task and half the other, it should appear earlier.
 
-    python emergence.py                     a laptop's CPU, a minute or two
+    python emergence.py                     a laptop's CPU, about a minute
     python emergence.py --scale small       p = 59, three seeds, 22 minutes on two cores
     python emergence.py --scale paper --layers 1 1 1 1 1 1 1 --hidden 4 8 16 32 64 128 192 --memorize 3000 6000
                                             p = 113, six hours on two cores: beside 3000 labels lost at hidden 64, back in
@@ -46,8 +46,8 @@ class Ladder(Settings):
 
 
 PRESETS = {
-    "quick": Ladder(p=37, seeds=3, steps=1550, lr=1.5e-2, weight_decay=1.0, layers=(1, 1, 1, 1), hidden=(8, 16, 32, 64),
-                    data=900, memorize=(550,)),
+    "quick": Ladder(p=37, seeds=3, steps=1300, lr=2e-2, weight_decay=1.0, layers=(1, 1, 1, 1), hidden=(8, 16, 32, 64),
+                    data=850, memorize=(500,)),
     "small": Ladder(p=59, seeds=3, steps=3000, lr=1e-2, weight_decay=1.0, layers=(1,) * 7, hidden=(8, 16, 24, 32, 48, 64, 128),
                     data=2000, memorize=(1400, 1100)),
     # parameters: 2.7k, 6.9k, 20k, 64k, 227k, 424k, 1.6M, 3.2M, 13M, 25M, 101M
