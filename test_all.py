@@ -2683,6 +2683,21 @@ def test_readme_quotes_the_code_and_shows_figures_that_are_there():
     assert shown >= set(FOLDERS)
 
 
+def test_the_readme_tells_the_settings_of_the_presets():
+    text = " ".join((HERE / "README.md").read_text().split())
+    most, emerging = (grok.PRESETS, grok.PLANES, double_descent.PRESETS), (emergence.PRESETS,)
+
+    def told(scale, name, scripts=most + emerging):
+        """The values of a setting at a scale, 'least to most', learning rates as 5e-3."""
+        values = {getattr(presets[scale], name) for presets in scripts}
+        ends = dict.fromkeys([min(values), max(values)])
+        return " to ".join(np.format_float_scientific(x, trim="-", exp_digits=1) if x < 1 else f"{x:,}" for x in ends)
+    assert f"quick settings (p = {told('quick', 'p')}, {told('quick', 'seeds')} seeds)" in text
+    paper = f"{told('paper', 'lr', most)}, {told('paper', 'steps')} (`emergence.py`: {told('paper', 'lr', emerging)})"
+    small, quick = (f"{told(scale, 'lr')}, {told(scale, 'steps')}" for scale in ("small", "quick"))
+    assert f"p = 113: {paper}; p = 59: {small}; quick scales: {quick} |" in text
+
+
 @pytest.mark.parametrize("script", SCRIPTS[1:])
 def test_names_of_a_script_stand_in_common_or_are_its_own(script):
     """Pasted behind common.py without its import lines, a script misses no name and overwrites none."""
