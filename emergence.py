@@ -12,7 +12,7 @@ feed-forward units serve one task and half the other, it should appear earlier.
                                             p = 113, six hours on two cores: beside 3000 labels lost at hidden 64, back in
                                             one seed of three at 128, in two at 192; beside 6000 not back up to 192
     python emergence.py --normalization rms --out results/normalized-quick
-                                            a model that normalizes its residual stream is hardly held back at p = 37 and 59
+                                            a model that normalizes its residual stream is held back less at p = 37 and 59
     python emergence.py --device cuda       p = 113, up to 8 layers of width 1024: not run yet, it says how long; --layers
                                             and --hidden cut the ladder, --precision tf32 or bfloat16 may save time
 

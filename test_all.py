@@ -332,8 +332,11 @@ def test_long_sums_are_made_in_two_rounds(data, rounds):
 @pytest.mark.parametrize("more", [{}, {"memorize": 20, "split": True}, {"layers": 2, "memorize": 20, "split": True},
                                   {"task": "squared_addition", "loss": "exact", "normalization": "rms"}])
 def test_all_stays_on_its_device(more, monkeypatch):
-    """The device "meta" has no values, and mostly refuses, as CUDA does, tensors of the CPU."""
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())      # not known to it
+    """The device "meta" has no values, and mostly refuses, as CUDA does, tensors of the CPU.
+
+    Two rounds of sums, only made on CUDA, depend on values and are left out.
+    """
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())      # which does not know "meta"
     runs = runs_of(2, **more)
     data, model = Dataset(runs, "meta"), Transformer(runs).to("meta")
     common.training_step(model, torch.optim.AdamW(model.parameters()), data, False)()
@@ -2696,6 +2699,9 @@ def test_the_readme_tells_the_settings_of_the_presets():
     paper = f"{told('paper', 'lr', most)}, {told('paper', 'steps')} (`emergence.py`: {told('paper', 'lr', emerging)})"
     small, quick = (f"{told(scale, 'lr')}, {told(scale, 'steps')}" for scale in ("small", "quick"))
     assert f"p = 113: {paper}; p = 59: {small}; quick scales: {quick} |" in text
+    dips = double_descent.PRESETS["quick"]
+    assert "with D = {}, not with {}; addition".format(*dips.squared_data) in text
+    assert f"--steps {2 * dips.steps} --out results/more` (two to three minutes): what is left of the dip with twice" in text
 
 
 @pytest.mark.parametrize("script", SCRIPTS[1:])
