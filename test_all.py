@@ -2701,7 +2701,7 @@ def test_the_readme_tells_the_settings_of_the_presets():
     assert f"p = 113: {paper}; p = 59: {small}; quick scales: {quick} |" in text
     dips = double_descent.PRESETS["quick"]
     assert "with D = {}, not with {}; addition".format(*dips.squared_data) in text
-    assert f"--steps {2 * dips.steps} --out results/more` (two to three minutes): what is left of the dip with twice" in text
+    assert f"double_descent.py --steps {2 * dips.steps} --out results/more`" in text      # twice the steps
 
 
 @pytest.mark.parametrize("script", SCRIPTS[1:])
