@@ -20,6 +20,7 @@ import hashlib
 import io
 import json
 import math
+import multiprocessing as mp
 import os
 import platform
 import shlex
@@ -42,7 +43,6 @@ from statistics import NormalDist
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from matplotlib import colormaps          # noqa: F401, this and the next three for the scripts when pasted behind this file
 from matplotlib.figure import Figure      # noqa: F401
@@ -637,7 +637,7 @@ def train(runs, device, compiled=False, checkpoint=None, tick=lambda *report: No
     optimizer = torch.optim.AdamW(model.parameters(), lr=run.lr, betas=(0.9, 0.98), eps=run.eps,
                                   weight_decay=run.weight_decay, fused=True)
     start, history = 0, defaultdict(list)
-    state = checkpoint and load_tensors(checkpoint)
+    state = load_tensors(checkpoint) if checkpoint and checkpoint.exists() else None
     if state:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -674,8 +674,6 @@ def load_tensors(path):
 
     It stays until what is computed again takes its place: it may be whole, and the memory too small to read it.
     """
-    if not path.exists():
-        return None
     try:
         with zipfile.ZipFile(path) as file:
             if damaged := file.testzip():       # torch.load checks no checksums
@@ -907,8 +905,7 @@ def sweep(runs, options):
     room = int((folder / "room").read_text())
     missing = [[run for run in population if run not in done] for population in pack(runs, room)]
     mine = [population for population in missing if population][rank::world]
-    expected = expected_seconds(mine, options)
-    if expected > 60 and rank == 0:
+    if rank == 0 and (expected := expected_seconds(mine, options)) > 60:
         print(f"expect about {timedelta(seconds=min(round(expected, -1), 10**9))} of training", file=sys.stderr, flush=True)
     begun, shown, live = {}, 0.0, rank == 0 and sys.stderr.isatty()
     # begun: {first run of a population: (population, share done before this start, share done now)}
@@ -1146,6 +1143,17 @@ def claim(text, paper, measured, holds):
     return {"claim": text, "paper": paper, "measured": measured, "holds": None if holds is None else bool(holds)}
 
 
+def claim_on_mean(text, paper, values, bound, above, style="{:.2f}", least=1):
+    """A claim that the mean of values lies above a bound, or below it.
+
+    Open while its interval holds the bound, and where fewer than least values are known.
+    """
+    mean, low, high = interval(values)
+    count = int(np.isfinite(np.array(values, float)).sum())      # None becomes NaN
+    return claim(text, paper, f"{with_interval(mean, low, high, style)}, n = {count}",
+                 beyond(bound, low, high, above) if count >= least else None)
+
+
 def size_ticks(axis, places, sizes):
     """A tick for each hidden size, at these places; turned by 90 degrees where they would run into each other."""
     many = len(sizes) > 11
@@ -1299,7 +1307,7 @@ class Settings:
     def run(self, task, hidden, data, seed, **more):
         """A Run with these settings, but for those given."""
         ours = {f.name: getattr(self, f.name) for f in fields(Settings) if f.name != "seeds"}
-        return Run(**{"task": task, "hidden": hidden, "data": data, "seed": seed} | ours | more)
+        return Run(task=task, hidden=hidden, data=data, seed=seed, **ours | more)
 
 
 def fail(message):
@@ -1359,7 +1367,7 @@ def set_up(options):
 
 
 def command_line(script, doc, experiments):
-    """Settings and options from the command line; in a notebook, whose words are not ours, the defaults.
+    """The experiment, its settings, and the options; in a notebook, whose words are not ours, the defaults.
 
     experiments: {name: (presets, ...)}.
     """
@@ -1440,8 +1448,10 @@ def locked(out):
 def begin(settings, options, summary):
     """Begin summary.json, or end with one line: results of another configuration. Returns what was saved, {} for nothing."""
     out, path, wanted, saved = options.out, options.out / "summary.json", summary["configuration"], {}
-    for pattern in ("cache/*.pt", "summary.json", "runs.csv", "cells.csv", "curves.npz"):
-        for old in [*out.glob(pattern + ".*.part"), *(out.glob(pattern) if options.fresh else ())]:      # a kill leaves parts
+    results = ("cache/*.pt", "summary.json", "runs.csv", "cells.csv", "curves.npz")
+    stale = [f"{name}.*.part" for name in (*results, "*.png", "cache/r*")]      # a kill leaves parts
+    for pattern in (*stale, *results) if options.fresh else stale:
+        for old in out.glob(pattern):
             old.unlink(missing_ok=True)
     if path.exists():
         try:

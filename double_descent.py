@@ -26,9 +26,9 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from common import COLORS, ENOUGH, FLOOR, Settings, below, beyond, by_cell, claim, dip_of, fail, interval
-from common import interval_name, judgeable, majority, option, reproduce, resampled_means, size_curve, size_ticks, tail
-from common import triples, with_interval
+from common import COLORS, ENOUGH, FLOOR, Settings, below, beyond, by_cell, claim, claim_on_mean, dip_of, fail
+from common import interval, interval_name, judgeable, majority, option, reproduce, resampled_means, size_curve, size_ticks
+from common import tail, triples, with_interval
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,7 @@ def draw_task(top, bottom, rows, task, looks, dips):
         bottom.plot(hidden, train_acc.mean(1), lw=2, label=f"D = {data}", **look)
         for size, place, mean, each in zip(hidden, column, means, values):
             seeds = cells[task, size, data]
-            kind = majority(seeds)
-            top.scatter(place, mean, color=COLORS.get(kind, "white"), s=80, zorder=4, edgecolors="black", lw=0.8)
+            top.scatter(place, mean, color=COLORS.get(majority(seeds), "white"), s=80, zorder=4, edgecolors="black", lw=0.8)
             top.scatter([place] * len(seeds), each, s=7, alpha=0.6, zorder=3, color=[COLORS[line["dynamic"]] for line in seeds])
         _, _, where, _, _, verdict = dips[task, data]
         if verdict == "dip":
@@ -102,8 +101,8 @@ def draw(settings, rows, curves):
     axes = figure.subplots(2, len(tasks(settings)), sharex=True, sharey="row", height_ratios=(3, 1), squeeze=False)
     axes[1, 0].set(xscale="log", xlim=(min(settings.hidden) / 1.15, max(settings.hidden) * 1.15))
     formula = {"addition": f"(a + b) mod {settings.p}", "squared_addition": f"(a + b)$^2$ mod {settings.p}"}
-    every = sorted({data for _, sizes in tasks(settings) for data in sizes})
     dips = {(task, data): dip_of(rows, task, data) for task, sizes in tasks(settings) for data in sizes}
+    every = sorted({data for _, data in dips})
     verdicts = {verdict for *_, verdict in dips.values()}
     greys = np.linspace(0, 0.5, len(every)).astype(str)      # from black on
     looks = {data: {"ls": LINES[i % len(LINES)], "color": grey} for i, (data, grey) in enumerate(zip(every, greys))}
@@ -262,13 +261,12 @@ def judge_zeros(settings, rows):
         lines = [line for line in rows if (line["task"], line["data"]) == (task, data) and line["hidden"] in sizes]
         if lines:
             seeds = by_cell([line for line in lines if line["dynamic"] != "diverged"], "seed").values()
-            mean, low, high = interval([np.mean([line["val_acc"] for line in seed]) for seed in seeds])
+            means = [np.mean([line["val_acc"] for line in seed]) for seed in seeds]
             tried = " ".join(str(size) for size in sizes if size in settings.hidden)
-            zero = beyond(FLOOR, low, high, False) if len(seeds) >= ENOUGH else None
+            zero = claim_on_mean(f"{task}, D = {data}, d = {tried}: val_acc", f"zero (below {FLOOR})", means, FLOOR, False,
+                                 least=ENOUGH)
             learned = (resampled_means(size_curve(rows, task, data, "val_acc")[1], draws=0) > 0.5).any()
-            claims.append(claim(f"{task}, D = {data}, d = {tried}: val_acc", f"zero (below {FLOOR})",
-                                f"{with_interval(mean, low, high)}, n = {len(seeds)}",
-                                zero if learned or not zero else None))
+            claims.append(zero | {"holds": None} if zero["holds"] and not learned else zero)
     return claims
 
 

@@ -95,7 +95,7 @@ def series_name(memorize, split):
     return f"+ {memorize} to memorize" + (", split layer" if split else "") if memorize else "addition alone"
 
 
-def ladder(rows):
+def size_names(rows):
     """What each model size is called, {parameters: layers x hidden size}, ascending; with its learning rate if lower."""
     found, highest = {}, max(line["lr"] for line in rows)
     for line in rows:
@@ -200,7 +200,7 @@ def draw(settings, rows, curves):
         column = 1.03 ** (i - (len(series(settings)) - 1) / 2)      # the seeds of each series in a column of their own
         draw_series(axes, by_size(rows, memorize, split), series_name(memorize, split), column,
                     "#009E73" if split else colors.get(memorize, "#000000"))
-    label, (known, held) = ladder(rows), held_back(settings, rows)
+    label, (known, held) = size_names(rows), held_back(settings, rows)
     (_, alone), (_, back) = (bracket(rows, 0.5, *which) for which in series(settings)[:2])
     if alone and back and held:
         accuracy.annotate("", (back, 0.5), (alone, 0.5), arrowprops={"arrowstyle": "<->"})
@@ -253,7 +253,7 @@ def judge_suppression(settings, rows):
     second only if one is surely larger (above three times 1570 times the size that learns addition alone). A size counts if
     addition alone is learned there, and the memorization beside it is known.
     """
-    label, (known, held) = ladder(rows), held_back(settings, rows)
+    label, (known, held) = size_names(rows), held_back(settings, rows)
     alone, mixed = by_size(rows, 0, False), by_size(rows, settings.memorize[0], False)
     seen = ", ".join(f"{best(mixed[params]):.2f} at {label[params]} (alone {best(alone[params]):.2f})" for params in held)
     _, first = bracket(rows, 0.9, 0, False)
@@ -277,7 +277,7 @@ def judge_thresholds(settings, rows):
 
     The true ratio lies between those of the sizes tried: it is the paper's, or is not, if all of that is within a factor of 3.
     """
-    label, claims = ladder(rows), []
+    label, claims = size_names(rows), []
     for level in (0.5, 0.9):
         for which in series(settings):
             (_, size), (ratio, least, most) = bracket(rows, level, *which), ratio_alone(rows, level, *which)
@@ -300,7 +300,7 @@ def judge_comparisons(settings, rows):
     The paper's amounts differ by a factor of two: smaller ranges do not tell, nor does a threshold with no size known to be
     below it, which is a bound. One that is not reached lies at least one size beyond the largest.
     """
-    label, claims, first = ladder(rows), [], settings.memorize[0]
+    label, claims, first = size_names(rows), [], settings.memorize[0]
     order = {size: i for i, size in enumerate([0, *label])}
     for level in (0.5, 0.9):
         found = {amount: bracket(rows, level, amount, False) for amount in settings.memorize}

@@ -34,9 +34,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from common import COLORS, ENOUGH, FLOOR, Settings, beyond, by_cell, claim, count_dynamics, dip_of, fail, first_step
-from common import interval, interval_name, majority, option, parameters, reproduce, resampled_means, size_ticks, tail
-from common import with_interval
+from common import COLORS, ENOUGH, FLOOR, Settings, beyond, by_cell, claim, claim_on_mean, count_dynamics, dip_of, fail
+from common import first_step, interval, interval_name, majority, option, parameters, reproduce, resampled_means, size_ticks
+from common import tail, with_interval
 
 DYNAMICS = ("progression", "ungrokking", "semi-grokking", "grokking")
 
@@ -188,17 +188,6 @@ def memorized_first(train_acc, val_acc, level):
     return float((train_acc - val_acc)[before].max()) if before.any() else None
 
 
-def claim_on_mean(text, paper, values, bound, above, style="{:.2f}", least=1):
-    """A claim that the mean of values lies above a bound, or below it.
-
-    Open while its interval holds the bound, and where fewer than least values are known.
-    """
-    mean, low, high = interval(values)
-    count = int(np.isfinite(np.array(values, float)).sum())      # None becomes NaN
-    return claim(text, paper, f"{with_interval(mean, low, high, style)}, n = {count}",
-                 beyond(bound, low, high, above) if count >= least else None)
-
-
 def judge(settings, rows, curves):
     """The paper's claims on the four dynamics (section 3, figures 2, 5 and 9), and one on the circuit beneath.
 
@@ -215,8 +204,7 @@ def judge(settings, rows, curves):
     claims += judge_progression(settings, *found["progression"])
     for name, paper in (("progression", "rises"), ("grokking", "falls")):
         history = went_through(*found[name], name)
-        seeds = zip(history["val_acc_unmirrored"], history["norm"])
-        changes = [norm_change(settings.p, *seed) for seed in seeds]
+        changes = [norm_change(settings.p, *seed) for seed in zip(history["val_acc_unmirrored"], history["norm"])]
         claims.append(claim_on_mean(f"fig 9: norm while validation rises, {name}", paper, changes, 0, paper == "rises",
                                     "{:+.1%}"))
     return claims + judge_circuits(went_through(*found["grokking"], "grokking"))
@@ -568,12 +556,9 @@ def crossing_place(settings, now, capacity):
 # the figures of phase
 
 
-def band(axis, x, draws, bounds, style="-o", shade=0.2, thin=False, **look):
-    """A line for the estimate, the first of draws (1 + draws, n), and its interval: shaded, or between thin lines.
-
-    bounds: the percentiles of the draws between which it lies.
-    """
-    low, high = np.percentile(draws[1:], bounds, axis=0)
+def band(axis, x, draws, seeds, style="-o", shade=0.2, thin=False, **look):
+    """A line for the estimate, the first of draws (1 + draws, n), and its interval over seeds: shaded, or between thin lines."""
+    low, high = np.percentile(draws[1:], tail(seeds), axis=0)
     line, = axis.plot(x, draws[0], style, **look)
     if thin:
         axis.plot(x, np.stack([low, high], 1), style, color=line.get_color(), lw=0.9)
@@ -607,12 +592,12 @@ def draw_diagram(settings, rows, now):
     for i, j in np.ndindex(len(widths), len(heights)):
         draw_cell(axis, runs[now.hidden[i], now.data[j]], left[i:i + 2], bottom[j:j + 2], (widths[i], heights[j]))
     look = {"thin": True, "color": "black", "lw": 3, "path_effects": [withStroke(linewidth=6, foreground="white")]}
-    once = mirrored_once(now.capacity, settings.p)
-    band(axis, x, now.critical[0.5], tail(settings.seeds), "-",
+    once, few = mirrored_once(now.capacity, settings.p), fewer_seeds(settings)
+    band(axis, x, now.critical[0.5], settings.seeds, "-",
          label=f"critical size (thin: {interval_name(settings.seeds)}; grey:\nmodels that cannot memorize so much)", **look)
-    band(axis, x, now.capacity, tail(fewer_seeds(settings)), "--",
-         label=f"memorization capacity (thin:\n{interval_name(fewer_seeds(settings))} of {fewer_seeds(settings)} seeds)", **look)
-    band(axis, x, once, tail(fewer_seeds(settings)), ":", label="capacity, mirrored\npairs counted once", **look)
+    band(axis, x, now.capacity, few, "--",
+         label=f"memorization capacity (thin:\n{interval_name(few)} of {few} seeds)", **look)
+    band(axis, x, once, few, ":", label="capacity, mirrored\npairs counted once", **look)
     (size, where), (size_once, where_once) = (crossing(now.hidden, now.critical[0.5], each) for each in (now.capacity, once))
     small = np.argmax([*now.able, True])      # so many sizes, and a line on to the crossing
     axis.plot([*x[:small], np.log2(size[0])], [*now.critical[0.5][0, :small], where[0]], color="#888888", lw=3)
@@ -627,7 +612,7 @@ def draw_diagram(settings, rows, now):
     axis.set_ylabel("training examples D", fontsize=13)
     size_ticks(axis, x, now.hidden)
     axis.tick_params(labelsize=12)
-    place = f"d = {bounded(size, now.hidden, fewer_seeds(settings))}, D = {bounded(where, now.data, settings.seeds)}"
+    place = f"d = {bounded(size, now.hidden, few)}, D = {bounded(where, now.data, settings.seeds)}"
     finding = f"The curves cross at {place}" if crossing_shares(now)[0] >= SURE else "Which circuit wins, measured"
     figure.suptitle(f"{finding}\n(a + b) mod {settings.p} at step {settings.steps}; dots: a cell's runs; "
                     "cell colour: a majority (white: none); circles: crossings")
@@ -638,7 +623,7 @@ def draw_accuracy(axis, settings, now):
     """Figure 3: validation accuracy against D, a line for each hidden size."""
     colors = colormaps["viridis_r"](np.linspace(0.1, 1, len(now.hidden)))
     for h, values, color in zip(now.hidden, now.values, colors):
-        band(axis, now.data, resampled_means(values), tail(settings.seeds), shade=0.07, ms=4, color=color, label=f"d = {h}")
+        band(axis, now.data, resampled_means(values), settings.seeds, shade=0.07, ms=4, color=color, label=f"d = {h}")
     axis.axhline(0.5, color="#999999", lw=0.8, ls="--")
     axis.set(xlabel="training examples D", ylabel="final validation accuracy, unmirrored", xticks=now.data,
              title="Generalization against data, for each hidden size")
@@ -646,10 +631,9 @@ def draw_accuracy(axis, settings, now):
 
 def draw_capacity(axis, settings, now):
     """Figure 4: the memorization capacity against hidden size."""
-    bounds = tail(fewer_seeds(settings))
-    band(axis, now.hidden, now.capacity, bounds, ms=4, color="black", label="accuracy on random labels times p²")
-    once = mirrored_once(now.capacity, settings.p)
-    band(axis, now.hidden, once, bounds, ":o", ms=4, color="black", label="mirrored pairs counted once")
+    once, few = mirrored_once(now.capacity, settings.p), fewer_seeds(settings)
+    band(axis, now.hidden, now.capacity, few, ms=4, color="black", label="accuracy on random labels times p²")
+    band(axis, now.hidden, once, few, ":o", ms=4, color="black", label="mirrored pairs counted once")
     axis.axhline(settings.p**2, color="#999999", lw=0.8)
     axis.annotate("all pairs", (now.hidden[0], settings.p**2), (0, -12), textcoords="offset points", fontsize=8, color="#666666")
     axis.set(ylabel="examples", title="Memorization capacity against hidden size")
@@ -658,7 +642,7 @@ def draw_capacity(axis, settings, now):
 def draw_critical(axis, settings, found):
     """The critical size against hidden size, at several steps of the same runs."""
     for (until, then), color in zip(found.items(), ("#9BD1F0", "#56B4E9", "#0072B2")):
-        band(axis, then.hidden, then.critical[0.5], tail(settings.seeds), ms=4, color=color,
+        band(axis, then.hidden, then.critical[0.5], settings.seeds, ms=4, color=color,
              label=f"step {round(until * settings.steps)}", shade=0.2 if until == 1 else 0)
     axis.set(ylabel="critical size (ticks: the D tried)", title="Critical size against hidden size, as training goes on",
              ylim=edges(then.data)[[0, -1]], yticks=then.data)

@@ -2151,8 +2151,9 @@ def test_a_summary_that_is_lost_claims_no_speed(copied):
 
 
 def test_fresh_removes_what_is_its_own_and_nothing_else(tmp_path):
-    own = ["cache/population-0.pt", "cache/unfinished-0.pt.7.part", "runs.csv.7.part", "cells.csv", "summary.json"]
-    others = ["film.mkv.part", "sub/runs.csv", "cache/lock", "notes.csv", "runs.csv.bak", "curves.npz.old"]
+    own = ["cache/population-0.pt", "cache/unfinished-0.pt.7.part", "cache/room.7.part", "runs.csv.7.part", "dynamics.png.7.part",
+           "cells.csv", "summary.json"]
+    others = ["film.mkv.part", "dynamics.png", "sub/runs.csv", "cache/lock", "notes.csv", "runs.csv.bak", "curves.npz.old"]
     for name in own + others:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
