@@ -3,8 +3,8 @@ figures 6 and 7), and the paper's two predictions of when it does.
 
 A wider model memorizes more (the memorization capacity rises with size) and needs fewer examples to prefer the
 generalizing circuit (the critical dataset size falls with size). The two curves cross once. With fewer training
-examples D than at the crossing, a growing model goes through progression, then ungrokking, where it memorizes and
-nothing more, then semi-grokking and grokking: validation accuracy dips on the way. With more, there is no dip.
+examples D than at the crossing, says the paper, a growing model goes through progression, then ungrokking, where it
+memorizes and nothing more, then semi-grokking and grokking: validation accuracy dips on the way. With more it does not.
 
     prediction 1    the dip is there for small D and gone for large D
     prediction 2    a harder task, (a + b)^2 mod p, moves the crossing up: it dips at a D where addition does not, or deeper

@@ -15,11 +15,11 @@ generalizes. Which wins, and when, depends on the hidden size and on D:
     python grok.py phase                  a laptop's CPU, about a minute
     python grok.py phase --scale small    p = 59, 11 seeds, 17 minutes on two cores
 
-Expect dynamics.png with one column per dynamic: after memorizing, validation accuracy leaves the floor late or never, and the
-circuit beneath it, measured in the logits, has been growing before; and progression.png, seed by seed. From phase, expect
-phase.png, the paper's drawn diagram, measured: the critical dataset size falls with model size, the memorization capacity
-rises, and they cross; measures.png shows what it is made of, what each circuit costs in parameter norm, and grokked runs that
-forget when they are trained on with less data. Each ends with a verdict on every claim.
+Expect dynamics.png with one column per dynamic: after memorizing, validation accuracy leaves the floor late or never, as the
+circuit beneath it, measured in the logits, grows; and progression.png, seed by seed. From phase, expect phase.png, the
+paper's drawn diagram, measured: the critical dataset size falls with model size, the memorization capacity rises, and they
+cross; measures.png shows what it is made of, what each circuit costs in parameter norm, and grokked runs that forget when
+they are trained on with less data. Each ends with a verdict on every claim.
 """
 # /// script
 # requires-python = ">=3.10"
