@@ -40,8 +40,8 @@ torch.set_num_threads(1)        # as in the scripts; two that wait for each othe
 HERE = Path(__file__).parent
 SCRIPTS = ["common.py", "grok.py", "double_descent.py", "emergence.py"]
 FORKS = pytest.mark.skipif(common.start_method() != "fork", reason="patches what another process inherits")
-TINY = ["--device", "cpu", "--threads", "1", "--p", "11", "--steps", "30",
-        "--hidden", "4", "8", "8", "16", "--data", "60", "40", "50", "50"]
+AT_P_11 = ["--device", "cpu", "--threads", 1, "--p", 11]
+TINY = [*AT_P_11, "--steps", 30, "--hidden", 4, 8, 8, 16, "--data", 60, 40, 50, 50]
 
 
 def runs_of(count=3, **settings):
@@ -325,22 +325,6 @@ def test_all_stays_on_its_device(more, monkeypatch):
     assert {tensor.device.type for tensor in found if tensor is not None} == {"meta"}
 
 
-@pytest.mark.parametrize("more, least", [({}, 0.3), ({"layers": 2}, 0.5), ({"layers": 8, "memorize": 300, "split": True}, 0.5)])
-def test_memory_is_estimated_from_what_a_step_keeps(more, least):
-    run, = runs_of(1, p=37, data=900, hidden=64, **more)
-    data, model, kept = Dataset([run], "cpu"), Transformer([run]), {}
-
-    def keep(tensor):
-        """Note the memory of a tensor kept for the backward pass."""
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        common.training_loss(model(data.inputs), data.labels, "float32")
-    for w in model.parameters():
-        kept.pop(w.data_ptr(), None)
-    assert least < sum(kept.values()) / (4 * (run.data + run.memorize) * common.values_per_example(run)) < 1.1
-
-
 def test_every_seed_has_its_own_weights_and_random_labels():
     model = Transformer(runs_of(3))
     drawn = [w for w in model.parameters() if w.any()]      # biases begin at 0
@@ -392,35 +376,6 @@ def test_a_compiled_step_equals_the_plain_one(more, one_dnn, monkeypatch):
     assert not one_dnn
     torch.testing.assert_close(compiled, trained(False), rtol=1e-5, atol=1e-6)
     assert one_dnn
-
-
-def test_measures_are_of_the_pairs_that_they_name():
-    runs = runs_of(3, p=7, data=20)
-    model = Transformer(runs)
-    measures = common.evaluate(model, Dataset(runs, "cpu"))
-    for i, run in enumerate(runs):
-        trained = [divmod(pair, 7) for pair in common.train_pairs(run).tolist()]
-        pairs = [(a, b) for a in range(7) for b in range(7)]
-        with torch.no_grad():
-            logits = Textbook(model, i)(torch.tensor([(a, b, 7) for a, b in pairs])).tolist()
-        hit = {(a, b): float(np.argmax(found) == (a + b) % 7) for (a, b), found in zip(pairs, logits)}
-        loss = {(a, b): math.log(sum(map(math.exp, found))) - found[(a + b) % 7] for (a, b), found in zip(pairs, logits)}
-        others = [pair for pair in pairs if pair not in trained]
-        unmirrored = [(a, b) for a, b in others if (b, a) not in trained]
-        expected = {"train_acc": (hit, trained), "val_acc": (hit, others), "val_acc_unmirrored": (hit, unmirrored),
-                    "train_loss": (loss, trained), "val_loss": (loss, others)}
-        for name, (values, group) in expected.items():
-            assert measures[name][i].item() == pytest.approx(np.mean([values[pair] for pair in group]), abs=1e-5)
-
-
-def test_norm_and_accuracy_on_the_memorization():
-    runs = runs_of(2, memorize=20)
-    model, data = Transformer(runs), Dataset(runs, "cpu")
-    with torch.no_grad():
-        measures, hit = common.evaluate(model, data), (model(data.inputs).argmax(-1) == data.labels).float()
-        weights = torch.cat([w.flatten(1) for w in model.parameters()], 1)
-    torch.testing.assert_close(measures["memorize_acc"], hit[:, runs[0].data:].mean(1))
-    torch.testing.assert_close(measures["norm"], weights.norm(dim=1))
 
 
 def test_a_run_is_evaluated_every_hundredth_of_its_steps_and_its_first_ones_more_often():
@@ -586,7 +541,58 @@ def test_a_diverging_run_spoils_no_other(monkeypatch):
     assert lines[1]["val_acc"] != lines[1]["val_acc"] and lines[1]["memory_acc"] != lines[1]["memory_acc"]
 
 
-# the circuits, and the rule on the dynamics
+def test_a_compiler_that_is_missing_is_named(tmp_path, monkeypatch):
+    error = torch._dynamo.exc.TorchDynamoException("no C++ compiler\nmore")
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: mock.Mock(side_effect=error))
+    one_clear_line(here(*TINY, "--compile", "--out", tmp_path), "--compile", "no C++ compiler")
+    error.args = "backend='inductor' raised:\nOutOfMemoryError: CUDA out of memory",
+    one_clear_line(here(*TINY, "--compile", "--out", tmp_path / "none"), "too little memory for one run")
+
+
+def test_a_compiler_that_fails_while_a_graph_is_captured_leaves_that_to_the_capture(monkeypatch):
+    error = torch._dynamo.exc.TorchDynamoException("not while capturing")
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: mock.Mock(side_effect=error))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    on_gpu = SimpleNamespace(run=runs_of(1)[0], labels=SimpleNamespace(is_cuda=True))
+    with pytest.raises(torch._dynamo.exc.TorchDynamoException):
+        common.training_step(None, mock.Mock(), on_gpu, True)()
+
+
+def test_a_deep_model_learns():
+    history = common.train([Run("addition", 7, 16, 20, 0, 60, 1e-2, 1.0, layers=6, memorize=10)], "cpu")
+    assert history["train_loss"].max() < 4 and history["train_acc"][0, -1] > 0.9 and history["memorize_acc"][0, -1] > 0.9
+
+
+# measures: accuracies, the circuits, and the rule on the dynamics
+
+
+def test_measures_are_of_the_pairs_that_they_name():
+    runs = runs_of(3, p=7, data=20)
+    model = Transformer(runs)
+    measures = common.evaluate(model, Dataset(runs, "cpu"))
+    for i, run in enumerate(runs):
+        trained = [divmod(pair, 7) for pair in common.train_pairs(run).tolist()]
+        pairs = [(a, b) for a in range(7) for b in range(7)]
+        with torch.no_grad():
+            logits = Textbook(model, i)(torch.tensor([(a, b, 7) for a, b in pairs])).tolist()
+        hit = {(a, b): float(np.argmax(found) == (a + b) % 7) for (a, b), found in zip(pairs, logits)}
+        loss = {(a, b): math.log(sum(map(math.exp, found))) - found[(a + b) % 7] for (a, b), found in zip(pairs, logits)}
+        others = [pair for pair in pairs if pair not in trained]
+        unmirrored = [(a, b) for a, b in others if (b, a) not in trained]
+        expected = {"train_acc": (hit, trained), "val_acc": (hit, others), "val_acc_unmirrored": (hit, unmirrored),
+                    "train_loss": (loss, trained), "val_loss": (loss, others)}
+        for name, (values, group) in expected.items():
+            assert measures[name][i].item() == pytest.approx(np.mean([values[pair] for pair in group]), abs=1e-5)
+
+
+def test_norm_and_accuracy_on_the_memorization():
+    runs = runs_of(2, memorize=20)
+    model, data = Transformer(runs), Dataset(runs, "cpu")
+    with torch.no_grad():
+        measures, hit = common.evaluate(model, data), (model(data.inputs).argmax(-1) == data.labels).float()
+        weights = torch.cat([w.flatten(1) for w in model.parameters()], 1)
+    torch.testing.assert_close(measures["memorize_acc"], hit[:, runs[0].data:].mean(1))
+    torch.testing.assert_close(measures["norm"], weights.norm(dim=1))
 
 
 def test_circuits_of_known_mixtures():
@@ -872,21 +878,27 @@ def test_out_of_memory_packs_less(tmp_path, monkeypatch):
         here(*TINY, "--out", tmp_path / "none")
 
 
-def test_a_compiler_that_is_missing_is_named(tmp_path, monkeypatch):
-    error = torch._dynamo.exc.TorchDynamoException("no C++ compiler\nmore")
-    monkeypatch.setattr(torch, "compile", lambda *_, **__: mock.Mock(side_effect=error))
-    one_clear_line(here(*TINY, "--compile", "--out", tmp_path), "--compile", "no C++ compiler")
-    error.args = "backend='inductor' raised:\nOutOfMemoryError: CUDA out of memory",
-    one_clear_line(here(*TINY, "--compile", "--out", tmp_path / "none"), "too little memory for one run")
+@pytest.mark.parametrize("more, least", [({}, 0.3), ({"layers": 2}, 0.5), ({"layers": 8, "memorize": 300, "split": True}, 0.5)])
+def test_memory_is_estimated_from_what_a_step_keeps(more, least):
+    run, = runs_of(1, p=37, data=900, hidden=64, **more)
+    data, model, kept = Dataset([run], "cpu"), Transformer([run]), {}
+
+    def keep(tensor):
+        """Note the memory of a tensor kept for the backward pass."""
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        common.training_loss(model(data.inputs), data.labels, "float32")
+    for w in model.parameters():
+        kept.pop(w.data_ptr(), None)
+    assert least < sum(kept.values()) / (4 * (run.data + run.memorize) * common.values_per_example(run)) < 1.1
 
 
-def test_a_compiler_that_fails_while_a_graph_is_captured_leaves_that_to_the_capture(monkeypatch):
-    error = torch._dynamo.exc.TorchDynamoException("not while capturing")
-    monkeypatch.setattr(torch, "compile", lambda *_, **__: mock.Mock(side_effect=error))
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    on_gpu = SimpleNamespace(run=runs_of(1)[0], labels=SimpleNamespace(is_cuda=True))
-    with pytest.raises(torch._dynamo.exc.TorchDynamoException):
-        common.training_step(None, mock.Mock(), on_gpu, True)()
+def test_a_rank_or_a_number_of_ranks_alone_is_not_of_torchrun(monkeypatch):
+    for alone, other in (("RANK", "WORLD_SIZE"), ("WORLD_SIZE", "RANK")):
+        monkeypatch.setenv(alone, "2")
+        monkeypatch.delenv(other, raising=False)
+        assert common.rank_and_world() == (0, 1)
 
 
 # statistics over seeds
@@ -1050,6 +1062,14 @@ def test_each_rank_takes_its_own_gpu_and_sums_in_a_fixed_order(monkeypatch):
         assert options.device == device and options.workers == 1
         torch.cuda.set_device.assert_called_with(device)
         torch.use_deterministic_algorithms.assert_called_with(True)
+
+
+def test_the_command_is_kept_as_one_can_paste_it(monkeypatch):
+    experiments = {"dynamics": (grok.PRESETS,)}
+    monkeypatch.setattr(sys, "argv", ["grok.py", "--device", "cpu", "--out", "a b"])
+    assert common.command_line("grok.py", "", experiments)[2].command == "grok.py --device cpu --out 'a b'"
+    monkeypatch.setattr(sys, "argv", ["grok.py", "--device", "cpu", "--out", ""])      # a shell variable that is not set
+    assert common.command_line("grok.py", "", experiments)[2].out == Path("results/grok-quick")
 
 
 # the four dynamics
@@ -2055,11 +2075,6 @@ def test_wide_models_learn_slower_and_decay_as_fast_and_deep_ones_do_both_slower
     assert all(run.lr == slower.lr for run, slower in zip(runs, halved) if run.hidden > 256)
 
 
-def test_a_deep_model_learns():
-    history = common.train([Run("addition", 7, 16, 20, 0, 60, 1e-2, 1.0, layers=6, memorize=10)], "cpu")
-    assert history["train_loss"].max() < 4 and history["train_acc"][0, -1] > 0.9 and history["memorize_acc"][0, -1] > 0.9
-
-
 def test_abruptness():
     assert emergence.abruptness([0, 0, 1, 1]) == 1 and emergence.abruptness([0, 0.25, 0.5, 0.75, 1]) == pytest.approx(0.25)
     assert math.isnan(emergence.abruptness([0.5, 0.5]))
@@ -2193,7 +2208,7 @@ def test_a_setting_that_a_saved_summary_does_not_know_has_its_default(tmp_path, 
     (double_descent, ["--hidden", 4, 8, "--data", 60, "--squared-data", 60]),
     (emergence, ["--layers", 1, 1, "--hidden", 4, 8, "--data", 60, "--memorize", 10])])
 def test_a_sweep_that_diverges_whole_is_named_and_drawn(script, more, tmp_path):
-    usual = ["--device", "cpu", "--threads", 1, "--p", 11, "--seeds", 1, "--steps", 20]
+    usual = [*AT_P_11, "--seeds", 1, "--steps", 20]
     done = here(*usual, "--lr", 1e9, *more, "--out", tmp_path, script=script)
     assert done.returncode == 0 and list(tmp_path.glob("*.png"))
     runs = len(common.read_table(tmp_path / "runs.csv"))
@@ -2207,13 +2222,6 @@ def test_plot_only_without_a_whole_summary(copied, content):
     done = here(*TINY, "--hidden", 8, 4, 4, 4, "--out", copied, "--plot-only")
     one_clear_line(done, "--plot-only")
     assert path.exists() == (content is not None) and (content is None or path.read_text() == content)
-
-
-def test_a_rank_or_a_number_of_ranks_alone_is_not_of_torchrun(monkeypatch):
-    for alone, other in (("RANK", "WORLD_SIZE"), ("WORLD_SIZE", "RANK")):
-        monkeypatch.setenv(alone, "2")
-        monkeypatch.delenv(other, raising=False)
-        assert common.rank_and_world() == (0, 1)
 
 
 def test_one_process_needs_no_distributed_part_of_torch(copied, monkeypatch):
@@ -2350,14 +2358,6 @@ def test_results_made_read_only_end_in_one_line_before_any_work(closed, capsys):
             os.seteuid(user)
             out.chmod(0o777)
     assert re.fullmatch(rf".*: error: --out {out}: can't be written \(Permission denied\)\n", capsys.readouterr().err)
-
-
-def test_the_command_is_kept_as_one_can_paste_it(monkeypatch):
-    experiments = {"dynamics": (grok.PRESETS,)}
-    monkeypatch.setattr(sys, "argv", ["grok.py", "--device", "cpu", "--out", "a b"])
-    assert common.command_line("grok.py", "", experiments)[2].command == "grok.py --device cpu --out 'a b'"
-    monkeypatch.setattr(sys, "argv", ["grok.py", "--device", "cpu", "--out", ""])      # a shell variable that is not set
-    assert common.command_line("grok.py", "", experiments)[2].out == Path("results/grok-quick")
 
 
 def test_a_closed_pipe_is_not_blamed_on_out(monkeypatch, copied):
@@ -2497,7 +2497,7 @@ def test_the_same_command_gives_the_same_bytes_from_spawned_processes_too(finish
 
 
 def test_phase_by_its_command_line(tmp_path):
-    arguments = ["--device", "cpu", "--threads", 1, "--p", 11, "--seeds", 2, "--steps", 20, "--hidden", 8, 4, "--data", 60, 40,
+    arguments = [*AT_P_11, "--seeds", 2, "--steps", 20, "--hidden", 8, 4, "--data", 60, 40,
                  "--forget-hidden", 8, "--forget-data", 20]
     done = here("phase", *arguments, "--out", tmp_path)
     rows, curves = common.read_results(tmp_path)
@@ -2509,7 +2509,7 @@ def test_phase_by_its_command_line(tmp_path):
 
 
 def test_emergence_by_its_command_line(tmp_path, monkeypatch):
-    arguments = ["--device", "cpu", "--threads", 1, "--p", 11, "--seeds", 2, "--steps", 20, "--out", tmp_path,
+    arguments = [*AT_P_11, "--seeds", 2, "--steps", 20, "--out", tmp_path,
                  "--layers", 1, 2, "--hidden", 4, 8, "--data", 60, "--memorize", 20, 30]
     done = here(*arguments, script=emergence)
     assert done.returncode == 0, done.stderr
@@ -2522,7 +2522,7 @@ def test_emergence_by_its_command_line(tmp_path, monkeypatch):
 
 
 def test_double_descent_by_its_command_line_and_two_ranks_one_of_them_killed_give_the_same(tmp_path):
-    arguments = ["--device", "cpu", "--threads", 1, "--p", 11, "--seeds", 2, "--steps", 20, "--hidden", 4, 8,
+    arguments = [*AT_P_11, "--seeds", 2, "--steps", 20, "--hidden", 4, 8,
                  "--data", 40, 60, "--squared-data", 60]
     launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "--"]
     one = here(*arguments, "--out", tmp_path / "one", script=double_descent)
