@@ -793,12 +793,18 @@ def test_progress_tells_what_was_made_and_what_is_left(tmp_path, monkeypatch, ca
                         lines[-1])
 
 
-def test_the_live_line_stays_on_one_line(tmp_path, monkeypatch):
-    terminal = io.StringIO()
-    terminal.isatty = lambda: True
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(common.shutil, "get_terminal_size", lambda: os.terminal_size((40, 20)))
+def terminal_of(monkeypatch):
+    """What a terminal shows for stderr, while a second passes whenever one asks for the time."""
+    shown = io.StringIO()
+    shown.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", shown)
     monkeypatch.setattr(common.time, "monotonic", iter(range(10**6)).__next__)
+    return shown
+
+
+def test_the_live_line_stays_on_one_line(tmp_path, monkeypatch):
+    terminal = terminal_of(monkeypatch)
+    monkeypatch.setattr(common.shutil, "get_terminal_size", lambda: os.terminal_size((40, 20)))
     common.sweep(runs_of(2, steps=60), sweep_options(tmp_path))
     lines = terminal.getvalue().split("\r\033[K")
     assert len(lines) > 3 and max(map(len, lines)) == 39 and "\n" not in lines[-2]
@@ -815,11 +821,8 @@ def test_an_error_takes_the_place_of_the_live_line(tmp_path, monkeypatch):
         """As where the disk gets full."""
         tick(populations[0], 5, 0.5, 0.5)
         raise OSError("full")
-    terminal = io.StringIO()
-    terminal.isatty = lambda: True
-    monkeypatch.setattr(sys, "stderr", terminal)
+    terminal = terminal_of(monkeypatch)
     monkeypatch.setattr(common, "train_all", cut_short)
-    monkeypatch.setattr(common.time, "monotonic", iter(range(10**6)).__next__)
     with pytest.raises(OSError):
         common.sweep(runs_of(2), sweep_options(tmp_path))
     assert "2 runs" in terminal.getvalue() and terminal.getvalue().endswith(common.CLEAR)
@@ -1690,6 +1693,12 @@ def made_up_rows(dip_small, dip_large, dip_squared):
 DIPS = replace(double_descent.PRESETS["quick"], p=11, seeds=6, hidden=(4, 8, 16, 32), data=(40, 60), squared_data=(60,))
 
 
+def rows_of(settings, accuracy=lambda run: 1.0, **more):
+    """A row for each run of these settings, which groks to the accuracy that is given for it."""
+    return [{**common.asdict(run), "dynamic": "grokking", "train_acc": 1.0, "val_acc": accuracy(run),
+             "val_acc_unmirrored": accuracy(run), **more} for run in double_descent.grid(settings)]
+
+
 def test_a_title_names_the_interval_that_is_drawn():
     for seeds, drawn in ((2, "(mean, no interval; seeds: 2;"), (3, "(mean, range; seeds: 3;"),
                          (6, "(mean, 95% interval; seeds: 6;")):
@@ -1700,9 +1709,7 @@ def test_a_title_names_the_interval_that_is_drawn():
 
 def test_the_papers_sizes_do_not_run_into_each_other():
     settings = replace(double_descent.PRESETS["paper"], seeds=1, data=(3000,))
-    rows = [{**common.asdict(run), "dynamic": "grokking", "train_acc": 1.0, "val_acc_unmirrored": 1.0}
-            for run in double_descent.grid(settings)]
-    figure = double_descent.draw(settings, rows, {})["double_descent.png"]
+    figure = double_descent.draw(settings, rows_of(settings), {})["double_descent.png"]
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.axes[2].get_xticklabels()]
     assert len(boxes) == 15 and all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:]))
@@ -1776,9 +1783,7 @@ def test_a_dip_of_more_sizes_is_not_deeper_for_that():
 
 def test_as_many_line_styles_as_a_figure_has_d():
     settings = replace(DIPS, data=(40, 45, 50, 55, 60, 65), squared_data=(0,))
-    rows = [{**common.asdict(run), "dynamic": "grokking", "train_acc": 1.0, "val_acc_unmirrored": 1.0}
-            for run in double_descent.grid(settings)]
-    legend = double_descent.draw(settings, rows, {})["double_descent.png"].axes[1].get_legend()
+    legend = double_descent.draw(settings, rows_of(settings), {})["double_descent.png"].axes[1].get_legend()
     assert len({repr(line._dash_pattern) for line in legend.get_lines()}) == 6
 
 
@@ -1798,9 +1803,7 @@ def test_the_size_from_which_on_accuracy_suffices(means, size):
 def test_whether_the_harder_task_needs_a_larger_model_can_come_out_either_way(hard, easy, holds, text):
     means = {"squared_addition": hard, "addition": easy}
     settings = replace(DIPS, data=(60,))
-    rows = [{**common.asdict(run), "dynamic": "grokking",
-             "val_acc_unmirrored": means[run.task][settings.hidden.index(run.hidden)]}
-            for run in double_descent.grid(replace(settings, seeds=6))]
+    rows = rows_of(settings, lambda run: means[run.task][settings.hidden.index(run.hidden)])
     larger = double_descent.judge(settings, rows, {})[2]
     assert larger["holds"] is holds and larger["measured"] == f"D = 60: {text}"
     few = double_descent.judge(settings, [line for line in rows if line["seed"] < 2], {})[2]
@@ -1811,9 +1814,8 @@ def test_whether_the_harder_task_needs_a_larger_model_can_come_out_either_way(ha
 def test_the_numbers_of_the_paper_are_compared_at_its_scale(level, holds):
     """Curves that fall to level at hidden 24, which is as low as the paper says or is not."""
     settings = replace(double_descent.PRESETS["paper"], seeds=6, hidden=(8, 24, 64), data=(2600, 3000, 4000))
-    rows = [{**common.asdict(run), "dynamic": "progression", "val_acc": value, "val_acc_unmirrored": value}
-            for run in double_descent.grid(settings)
-            for value in [{8: 0.5, 24: 0.6 if run.data == 4000 else level, 64: 1.0}[run.hidden]]]
+    rows = rows_of(settings, lambda run: {8: 0.5, 24: 0.6 if run.data == 4000 else level, 64: 1.0}[run.hidden],
+                   dynamic="progression")
     claims = {c["claim"]: c for c in double_descent.judge(settings, rows, {})}
     zeros = [claims["addition, D = 2600, d = 24: val_acc"], claims["squared_addition, D = 3000, d = 24: val_acc"]]
     assert [c["holds"] for c in zeros] == holds
@@ -1827,8 +1829,7 @@ def test_the_numbers_of_the_paper_are_compared_at_its_scale(level, holds):
     (lambda seed: 0.3, 0.45, False), (lambda seed: 0.01, 0.99, True), (lambda seed: 0.9 if seed == 0 else 0.01, 0.99, None)])
 def test_whether_an_accuracy_is_zero_where_the_paper_has_zero(zero, others, verdict):
     settings = replace(double_descent.PRESETS["paper"], seeds=6, hidden=(8, 24, 64), data=(2600, 3000, 4000))
-    rows = [{**common.asdict(run), "dynamic": "progression", "val_acc": zero(run.seed) if run.hidden == 24 else others}
-            for run in double_descent.grid(settings)]
+    rows = rows_of(settings, lambda run: zero(run.seed) if run.hidden == 24 else others)
     rows[0] |= {"val_acc": None, "dynamic": "diverged"}      # a run of another size
     assert [c["holds"] for c in double_descent.judge_zeros(settings, rows)] == [verdict] * 2
     few = [line for line in rows if 0 < line["seed"]]      # five seeds: that all of them fail says little
